@@ -1,0 +1,1 @@
+"""The Machine kind: models, phases, conditions, durations, and the CRD made from them. No I/O."""

@@ -1,0 +1,1 @@
+"""Everything that talks to kube-apiserver: client, errors, informer, port-forward."""

@@ -1,0 +1,1 @@
+"""Between Machines and KubeVirt, without I/O: builders (Machine -> VM, disk, seed) and readers (VM, VMI -> views)."""

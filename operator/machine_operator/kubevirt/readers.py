@@ -1,0 +1,173 @@
+"""From KubeVirt's and Kubernetes' objects to the views that decisions are made from.
+
+`printableStatus` lags and flashes, so nothing is decided from it except where it is the only place that tells
+(crash loops). Root causes are taken from the conditions that KubeVirt copies from the pod.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from machine_operator.api.names import UID_LABEL
+from machine_operator.api.phases import Reason
+from machine_operator.kubevirt.names import APPLIED_ANNOTATION
+from machine_operator.kubevirt.quantity import parse_quantity
+from machine_operator.lifecycle.observation import (
+    ClaimView,
+    InstancePhase,
+    InstanceView,
+    SeedView,
+    Trouble,
+    VirtualMachineView,
+)
+
+__all__ = ["machine_uid", "read_claim", "read_instance", "read_seed", "read_vm"]
+
+Object = Mapping[str, Any]
+
+_PHASES = {
+    "Scheduled": InstancePhase.SCHEDULED,
+    "Running": InstancePhase.RUNNING,
+    "Succeeded": InstancePhase.ENDED,
+    "Failed": InstancePhase.ENDED,
+}
+
+_IMAGE = ("ErrImagePull", "ImagePullBackOff")
+
+
+def machine_uid(obj: Object) -> str:
+    """UID of the Machine whose child this is ("" where it is nobody's)."""
+    return str((obj["metadata"].get("labels") or {}).get(UID_LABEL, ""))
+
+
+def read_vm(obj: Object) -> VirtualMachineView:
+    """A VirtualMachine."""
+    meta, status = obj["metadata"], obj.get("status") or {}
+    printable = status.get("printableStatus", "")
+    return VirtualMachineView(
+        name=meta["name"],
+        uid=meta["uid"],
+        deleting="deletionTimestamp" in meta,
+        run_strategy=obj["spec"].get("runStrategy", ""),
+        applied=_applied(meta),
+        printable_status=printable,
+        trouble=_vm_trouble(_conditions(status), status, printable),
+    )
+
+
+def _vm_trouble(conditions: Mapping[str, Object], status: Object, printable: str) -> Trouble | None:
+    failure = conditions.get("Failure")
+    if failure is not None and failure["status"] == "True":
+        return _refusal(str(failure.get("message", "")))
+    if printable == "CrashLoopBackOff":
+        start = status.get("startFailure") or {}
+        count, after = (
+            start.get("consecutiveFailCount", "?"),
+            start.get("retryAfterTimestamp", "soon"),
+        )
+        message = f"The VM ended {count} times before it was up; the next try is at {after}."
+        return Trouble(Reason.CRASH_LOOP, message)
+    return None
+
+
+def _refusal(message: str) -> Trouble:
+    quota = "exceeded quota" in message or "LimitRange" in message
+    return Trouble(Reason.QUOTA_EXCEEDED if quota else Reason.VIRTUAL_MACHINE_REFUSED, message)
+
+
+def read_instance(obj: Object) -> InstanceView:
+    """A VirtualMachineInstance."""
+    meta, status = obj["metadata"], obj.get("status") or {}
+    conditions = _conditions(status)
+    phase = _PHASES.get(status.get("phase", ""), InstancePhase.PENDING)
+    domain = obj["spec"]["domain"]
+    paused = conditions.get("Paused")
+    return InstanceView(
+        uid=meta["uid"],
+        phase=phase,
+        deleting="deletionTimestamp" in meta,
+        ready=conditions.get("Ready", {}).get("status") == "True",
+        applied=_applied(meta),
+        node=status.get("nodeName") or None,
+        addresses=_addresses(status),
+        vcpu=_vcpu(domain),
+        memory_mib=_memory_mib(domain),
+        paused=paused is not None and paused["status"] == "True",
+        trouble=None if phase is InstancePhase.ENDED else _instance_trouble(conditions),
+    )
+
+
+def _instance_trouble(conditions: Mapping[str, Object]) -> Trouble | None:
+    paused = conditions.get("Paused")
+    if paused is not None and paused["status"] == "True":
+        message = paused.get("message") or "The VM is paused."
+        return Trouble(Reason.GUEST_PAUSED, f"{paused.get('reason', 'Paused')}: {message}")
+    synchronized = conditions.get("Synchronized")
+    if synchronized is not None and synchronized["status"] == "False":
+        reason, message = synchronized.get("reason", ""), str(synchronized.get("message", ""))
+        if reason in _IMAGE:
+            return Trouble(Reason.IMAGE_NOT_AVAILABLE, message)
+        if reason == "FailedPvcNotFound":
+            return Trouble(Reason.STORAGE_NOT_AVAILABLE, message)
+        return _refusal(message)
+    scheduled = conditions.get("PodScheduled")
+    if scheduled is not None and scheduled.get("reason") == "Unschedulable":
+        message = str(scheduled.get("message", ""))
+        # The scheduler's word for "wait until the disk is bound", which ends by itself.
+        if "unbound immediate PersistentVolumeClaims" in message:
+            return None
+        return Trouble(Reason.UNSCHEDULABLE, message)
+    return None
+
+
+def _addresses(status: Object) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for interface in status.get("interfaces") or []:
+        for address in [interface.get("ipAddress"), *(interface.get("ipAddresses") or [])]:
+            if address:
+                found[address] = None
+    return tuple(found)
+
+
+def _vcpu(domain: Object) -> float | None:
+    requests = (domain.get("resources") or {}).get("requests") or {}
+    if "cpu" in requests:
+        return float(parse_quantity(requests["cpu"]))
+    cpu = domain.get("cpu") or {}
+    return float(cpu["sockets"] * cpu.get("cores", 1)) if "sockets" in cpu else None
+
+
+def _memory_mib(domain: Object) -> int | None:
+    guest = (domain.get("memory") or {}).get("guest")
+    return int(parse_quantity(guest) / 2**20) if guest is not None else None
+
+
+def read_claim(obj: Object) -> ClaimView:
+    """The PersistentVolumeClaim of a home disk."""
+    meta, status = obj["metadata"], obj.get("status") or {}
+    capacity = (status.get("capacity") or {}).get("storage", "0")
+    uid = machine_uid(obj)
+    return ClaimView(
+        name=meta["name"],
+        uid=meta["uid"],
+        deleting="deletionTimestamp" in meta,
+        bound=status.get("phase") == "Bound",
+        capacity_gib=int(parse_quantity(capacity) / 2**30),
+        applied=_applied(meta),
+        owned=any(owner["uid"] == uid for owner in meta.get("ownerReferences") or []),
+    )
+
+
+def read_seed(obj: Object) -> SeedView:
+    """The Secret of a seed, without its content."""
+    meta = obj["metadata"]
+    return SeedView(name=meta["name"], uid=meta["uid"], applied=_applied(meta))
+
+
+def _applied(meta: Object) -> str:
+    return str((meta.get("annotations") or {}).get(APPLIED_ANNOTATION, ""))
+
+
+def _conditions(status: Object) -> dict[str, Object]:
+    return {condition["type"]: condition for condition in status.get("conditions") or []}

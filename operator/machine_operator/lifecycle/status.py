@@ -1,0 +1,238 @@
+"""The status of a machine, computed whole from what is seen; from the old one come only counters and stamps."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from machine_operator.api.conditions import (
+    Condition,
+    ConditionStatus,
+    ConditionType,
+    set_conditions,
+)
+from machine_operator.api.machine import DesiredPower, MachineStatus, Sizes, VirtualMachineRef
+from machine_operator.api.phases import REASONS, SETTLED, DesiredState, Phase, Reason
+from machine_operator.api.timestamps import format_timestamp
+from machine_operator.lifecycle.observation import InstancePhase, Trouble
+from machine_operator.lifecycle.table import Situation, row_of
+
+__all__ = ["status_of", "with_trouble"]
+
+_TRANSITIONAL = frozenset(set(Phase) - SETTLED - {Phase.FAILED})
+
+
+def status_of(at: Situation, *, now: datetime) -> MachineStatus:
+    """What the controller reports about this situation."""
+    row = row_of(at)
+    reason = row.reason or (at.trouble.reason if at.trouble else Reason.UNKNOWN)
+    error = _error(at, reason)
+    return _status(at, phase=row.phase, reason=reason, error=error, now=now)
+
+
+def with_trouble(at: Situation, trouble: Trouble, *, now: datetime) -> MachineStatus:
+    """The same, after an action failed: the phase stays what is seen, and the failure is the reason."""
+    phase = row_of(at).phase
+    return _status(at, phase=phase, reason=trouble.reason, error=trouble.message, now=now)
+
+
+def _error(at: Situation, reason: Reason) -> str | None:
+    """The root cause in words, for a reason that is somebody's trouble."""
+    if not _is_failure(reason):
+        return None
+    if at.trouble is not None and at.trouble.reason is reason:
+        return at.trouble.message
+    facts = REASONS[reason]
+    return f"{facts.meaning} {facts.unblocks}"
+
+
+def _is_failure(reason: Reason) -> bool:
+    return reason in REASONS and REASONS[reason].unblocks != REASONS[Reason.ACCEPTED].unblocks
+
+
+def _status(
+    at: Situation, *, phase: Phase, reason: Reason, error: str | None, now: datetime
+) -> MachineStatus:
+    machine, before = at.seen.machine, at.seen.machine.status
+    moved = before.phase is not phase
+    transitions = (before.transitions or 0) + (1 if moved else 0)
+    request = before.power_request
+    conditions = _conditions(at, phase=phase, reason=reason, error=error, now=now)
+    progressed = moved or before.reason != reason or _flips(before.conditions, conditions)
+    woke = before.phase is Phase.SLEEPING and at.goal.state is DesiredState.RUNNING and moved
+    instance = at.seen.instance
+    return MachineStatus(
+        phase=phase,
+        reason=reason,
+        retryable=REASONS[reason].retryable,
+        revision=str(
+            machine.metadata.generation + transitions + (request.sequence if request else 0)
+        ),
+        last_transition_at=now if moved else before.last_transition_at,
+        last_progress_at=now if progressed else before.last_progress_at,
+        last_error=error,
+        transitions=transitions,
+        observedGeneration=machine.metadata.generation,
+        conditions=conditions,
+        desired_power=DesiredPower(state=at.goal.state, why=at.goal.why),
+        wake_count=(before.wake_count or 0) + (1 if woke else 0),
+        effective=_effective(at),
+        vm=_reference(at),
+        node=instance.node if instance else None,
+        addresses=instance.addresses if instance else (),
+    )
+
+
+def _flips(before: tuple[Condition, ...], after: tuple[Condition, ...]) -> bool:
+    return {c.type: c.status for c in before} != {c.type: c.status for c in after}
+
+
+def _reference(at: Situation) -> VirtualMachineRef | None:
+    vm, instance, home = at.seen.virtual_machine, at.seen.instance, at.seen.home
+    before = at.seen.machine.status.vm
+    if at.goal.state is DesiredState.DESTROYED and not at.anything_left:
+        return None
+    if vm is None:
+        return before.model_copy(update={"instance_uid": None}) if before else None
+    # Remembered for as long as the machine lives: it tells a lost disk from one that was never there.
+    claim = home.name if home and home.bound else before.home_claim if before else None
+    return VirtualMachineRef(
+        name=vm.name,
+        uid=vm.uid,
+        instance_uid=instance.uid if instance else None,
+        printable_status=vm.printable_status or None,
+        home_claim=claim,
+    )
+
+
+def _effective(at: Situation) -> Sizes | None:
+    instance, home = at.seen.instance, at.seen.home
+    if instance is None or instance.vcpu is None or instance.memory_mib is None or home is None:
+        return None
+    return Sizes(vcpu=instance.vcpu, memory_mib=instance.memory_mib, storage_gib=home.capacity_gib)
+
+
+# ---- conditions
+
+
+def _conditions(
+    at: Situation, *, phase: Phase, reason: Reason, error: str | None, now: datetime
+) -> tuple[Condition, ...]:
+    wanted = [
+        _ready(at, phase, reason, error),
+        _reconciling(phase, reason),
+        _stalled(reason, error),
+        _awake(at),
+        _scheduled(at),
+        _storage(at),
+        _reachable(at),
+        _restart(at),
+    ]
+    generation = at.seen.machine.metadata.generation
+    previous = [
+        {"type": c.type, "status": c.status, "lastTransitionTime": c.lastTransitionTime}
+        for c in at.seen.machine.status.conditions
+    ]
+    stamped = set_conditions(previous, wanted, now=format_timestamp(now.replace(microsecond=0)))
+    return tuple(Condition(**{**item, "observedGeneration": generation}) for item in stamped)
+
+
+def _condition(
+    kind: ConditionType, status: ConditionStatus, reason: Reason, message: str
+) -> Condition:
+    return Condition(type=kind, status=status, reason=reason, message=message)
+
+
+def _ready(at: Situation, phase: Phase, reason: Reason, error: str | None) -> Condition:
+    as_asked = phase in SETTLED and reason is Reason.DESIRED_STATE_REACHED
+    # A destroyed machine is as it was asked to be, but nobody can use it.
+    usable = at.goal.state is not DesiredState.DESTROYED
+    if as_asked and usable:
+        message = {
+            Phase.RUNNING: "The machine runs and answers.",
+            Phase.SLEEPING: "The machine sleeps and wakes when used.",
+        }[phase]
+        return _condition(ConditionType.READY, "True", reason, message)
+    return _condition(ConditionType.READY, "False", reason, error or REASONS[reason].meaning)
+
+
+def _reconciling(phase: Phase, reason: Reason) -> Condition:
+    moving = phase in _TRANSITIONAL and not _is_failure(reason)
+    status: ConditionStatus = "True" if moving else "False"
+    return _condition(ConditionType.RECONCILING, status, reason, REASONS[reason].meaning)
+
+
+def _stalled(reason: Reason, error: str | None) -> Condition:
+    if _is_failure(reason):
+        message = f"{error or REASONS[reason].meaning} What to do: {REASONS[reason].unblocks}"
+        return _condition(ConditionType.STALLED, "True", reason, message)
+    return _condition(ConditionType.STALLED, "False", reason, "Nothing is in the way.")
+
+
+def _awake(at: Situation) -> Condition:
+    instance = at.seen.instance
+    if instance is not None and instance.phase is not InstancePhase.ENDED:
+        return _condition(ConditionType.AWAKE, "True", Reason.AWAKE, REASONS[Reason.AWAKE].meaning)
+    return _condition(ConditionType.AWAKE, "False", Reason.ASLEEP, "Nothing of the machine runs.")
+
+
+def _scheduled(at: Situation) -> Condition:
+    instance = at.seen.instance
+    if instance is not None and instance.node:
+        message = f"The machine is on node {instance.node}."
+        return _condition(ConditionType.SCHEDULED, "True", Reason.NODE_ASSIGNED, message)
+    if at.troubled_by(Reason.UNSCHEDULABLE) and at.trouble is not None:
+        return _condition(
+            ConditionType.SCHEDULED, "False", Reason.UNSCHEDULABLE, at.trouble.message
+        )
+    if instance is None:
+        return _condition(
+            ConditionType.SCHEDULED, "False", Reason.ASLEEP, "The machine needs no node now."
+        )
+    return _condition(
+        ConditionType.SCHEDULED, "False", Reason.SCHEDULING, REASONS[Reason.SCHEDULING].meaning
+    )
+
+
+def _storage(at: Situation) -> Condition:
+    home, size = at.seen.home, at.seen.machine.spec.storage_gib
+    kind = ConditionType.STORAGE_READY
+    if at.storage_lost:
+        facts = REASONS[Reason.STORAGE_LOST]
+        return _condition(kind, "False", Reason.STORAGE_LOST, f"{facts.meaning} {facts.unblocks}")
+    if home is None or not home.bound:
+        message = (
+            "The home disk is not there yet."
+            if home is None
+            else "The home disk waits for a volume."
+        )
+        return _condition(kind, "False", Reason.STORAGE_PENDING, message)
+    if home.capacity_gib < size:
+        message = f"The home disk grows from {home.capacity_gib} to {size} GiB."
+        return _condition(kind, "False", Reason.STORAGE_PENDING, message)
+    return _condition(
+        kind, "True", Reason.STORAGE_BOUND, f"The home disk has {home.capacity_gib} GiB."
+    )
+
+
+def _reachable(at: Situation) -> Condition:
+    kind, instance = ConditionType.GUEST_REACHABLE, at.seen.instance
+    if instance is None or instance.phase is InstancePhase.ENDED:
+        return _condition(kind, "False", Reason.ASLEEP, "The machine is off.")
+    if instance.ready:
+        return _condition(kind, "True", Reason.GUEST_ANSWERS, "The guest's SSH port answers.")
+    return _condition(
+        kind, "False", Reason.GUEST_NOT_REACHABLE, "The guest's SSH port does not answer (yet)."
+    )
+
+
+def _restart(at: Situation) -> Condition:
+    kind, instance = ConditionType.RESTART_PENDING, at.seen.instance
+    if (
+        instance is not None
+        and instance.phase is InstancePhase.RUNNING
+        and instance.applied != at.seen.wanted.virtual_machine
+    ):
+        return _condition(
+            kind, "True", Reason.SIZES_DIFFER, "A change of the spec waits for the next start."
+        )
+    return _condition(kind, "False", Reason.SIZES_APPLIED, "No change waits for a restart.")

@@ -1,0 +1,166 @@
+"""`local ssh`: the system's ssh, through KubeVirt's port-forward, with a certificate that lives for minutes.
+
+The machine trusts the cluster's SSH authority (its seed says so), so no key of the user's has to be in the guest.
+The host key is known beforehand: the operator made it, and its public half lies in the machine's seed Secret.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from machine_operator.kube.client import KubeClient
+from machine_operator.kube.connection import connect
+from machine_operator.kube.errors import NotFound
+from machine_operator.kube.portforward import portforward
+from machine_operator.kube.resources import MACHINES, SECRETS
+from machine_operator.kubevirt.names import child_names
+from machine_operator.kubevirt.seed import HOST_PUBLIC_KEY, LOGIN_USER
+from machine_operator.local.paths import ClusterPaths
+from machine_operator.local.settings import ClusterSettings
+
+__all__ = ["SshError", "forward_stdio", "ssh_command"]
+
+_CERTIFICATE_LIFE = 3600
+_CHUNK = 65536
+
+
+class SshError(Exception):
+    """The machine cannot be logged in to now; the message says why and what to do."""
+
+
+async def ssh_command(
+    paths: ClusterPaths, *, namespace: str, machine: str, command: Sequence[str]
+) -> list[str]:
+    """The argv of an ssh client that logs in to `machine`.
+
+    Raises:
+        SshError: there is no such machine, or it is not running.
+    """
+    settings = ClusterSettings.load(paths.settings)
+    if settings is None:
+        raise SshError(f"there is no cluster in {paths.data}: run `machine-operator local up`")
+    async with KubeClient(await connect(str(paths.kubeconfig))) as client:
+        found = await _running_machine(client, namespace, machine)
+        names = child_names(found["metadata"]["uid"])
+        secret = await client.get(SECRETS, names.seed, namespace=namespace)
+    host_key = base64.b64decode(secret["data"][HOST_PUBLIC_KEY]).decode()
+    directory = paths.data / "ssh"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    alias = f"{machine}.{namespace}"
+    known_hosts = directory / f"{names.vm}.known_hosts"
+    known_hosts.write_text(f"{alias} {host_key}\n")
+    identity = _issue_identity(directory, paths.pki / "ssh-user-ca")
+    proxy = (
+        f"{sys.executable} -m machine_operator.cli.main local forward --name {paths.name}"
+        f" --data '{paths.data}' --namespace {namespace} {names.vm} {settings.ssh_port}"
+    )
+    options = {
+        "ProxyCommand": proxy,
+        "IdentityFile": identity,
+        "CertificateFile": f"{identity}-cert.pub",
+        "IdentitiesOnly": "yes",
+        "UserKnownHostsFile": known_hosts,
+        "HostKeyAlias": alias,
+        "StrictHostKeyChecking": "yes",
+        "LogLevel": "ERROR",
+    }
+    flags = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    return ["ssh", "-F", "none", *flags, f"{LOGIN_USER}@{alias}", *command]
+
+
+async def _running_machine(client: KubeClient, namespace: str, machine: str) -> dict[str, Any]:
+    try:
+        found = await client.get(MACHINES, machine, namespace=namespace)
+    except NotFound as error:
+        raise SshError(f"there is no machine {machine!r} in namespace {namespace!r}") from error
+    status = found.get("status") or {}
+    phase = status.get("phase", "accepted")
+    if phase != "running":
+        wake = ""
+        if phase == "sleeping":
+            patch = '{"spec":{"desired_state":"running"}}'
+            wake = f"; wake it: kubectl -n {namespace} patch machine {machine} --type merge -p '{patch}'"
+        why = status.get("last_error") or status.get("reason") or "not observed yet"
+        raise SshError(f"machine {namespace}/{machine} is {phase} ({why}){wake}")
+    return found
+
+
+def _issue_identity(directory: Path, authority: Path) -> Path:
+    """A fresh key with a certificate of the cluster's authority, in the user's data directory (0600)."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    signer = serialization.load_ssh_private_key(authority.read_bytes(), password=None)
+    assert isinstance(signer, ed25519.Ed25519PrivateKey)  # noqa: S101 - we made it
+    now = int(time.time())
+    certificate = (
+        serialization.SSHCertificateBuilder()
+        .public_key(key.public_key())
+        .serial(0)
+        .type(serialization.SSHCertificateType.USER)
+        .key_id(b"local ssh")
+        .valid_principals([LOGIN_USER.encode()])
+        # The guest's clock may be behind by what its boot took.
+        .valid_after(now - 3600)
+        .valid_before(now + _CERTIFICATE_LIFE)
+        .add_extension(b"permit-pty", b"")
+        .add_extension(b"permit-port-forwarding", b"")
+        .add_extension(b"permit-agent-forwarding", b"")
+        .add_extension(b"permit-user-rc", b"")
+        .sign(signer)
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
+    )
+    path = directory / "identity"
+    _replace(path, private, mode=0o600)
+    _replace(path.with_name("identity-cert.pub"), certificate.public_bytes() + b"\n", mode=0o600)
+    return path
+
+
+def _replace(path: Path, content: bytes, *, mode: int) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    draft.rename(path)
+
+
+async def forward_stdio(paths: ClusterPaths, *, namespace: str, instance: str, port: int) -> None:
+    """Carry standard input and output to and from a port of the VM until either side ends."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    async with (
+        KubeClient(await connect(str(paths.kubeconfig))) as client,
+        portforward(client, namespace=namespace, instance=instance, port=port) as socket,
+    ):
+        up = asyncio.create_task(_upwards(reader, socket))
+        async for message in socket:
+            if message.type == aiohttp.WSMsgType.BINARY:
+                # A full pipe blocks here, and so slows the guest's side down: that is wanted.
+                await loop.run_in_executor(None, _write_all, message.data)
+        up.cancel()
+        await asyncio.gather(up, return_exceptions=True)
+
+
+async def _upwards(reader: asyncio.StreamReader, socket: aiohttp.ClientWebSocketResponse) -> None:
+    while chunk := await reader.read(_CHUNK):
+        await socket.send_bytes(chunk)
+    await socket.close()
+
+
+def _write_all(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
