@@ -302,6 +302,7 @@ def test_small_guest_logs_in_keeps_its_home_grows_it_and_powers_off(
         size = "df -m --output=size /home/machine | tail -n 1"
         guest.wait_for("growth of the home", lambda: int(guest.run(size)) > 400, seconds=30)
         print(f"power-off took {guest.power_off():.2f} s")
+        assert "going down for poweroff" in guest.console()
 
     assert home.stat().st_size == 512 * MIB
     elsewhere = {"path": "/etc/ssh/sshd_config.d/50-port.conf", "content": "Port 2222\n"}

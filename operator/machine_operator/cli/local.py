@@ -178,23 +178,20 @@ def env(paths: ClusterPaths, *, as_json: bool) -> None:
         click.echo(f"export {name}={shlex.quote(value)}")
 
 
-@local.command(context_settings={"ignore_unknown_options": True})
+@local.command(name="ssh", context_settings={"ignore_unknown_options": True})
 @_cluster_options
 @click.option(
     "-n", "--namespace", default="default", show_default=True, help="The machine's namespace."
 )
 @click.argument("machine")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def ssh_(paths: ClusterPaths, *, namespace: str, machine: str, command: tuple[str, ...]) -> None:
+def log_in(paths: ClusterPaths, *, namespace: str, machine: str, command: tuple[str, ...]) -> None:
     """Log in to a machine, or run a command in it: local ssh hello -- uname -a."""
     with sentences(*_ERRORS):
         arguments = asyncio.run(
             ssh.ssh_command(paths, namespace=namespace, machine=machine, command=command)
         )
     os.execvp(arguments[0], arguments)  # noqa: S606 - the terminal belongs to ssh from here on
-
-
-ssh_.name = "ssh"
 
 
 @local.command(hidden=True)

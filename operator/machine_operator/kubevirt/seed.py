@@ -122,10 +122,13 @@ def _file(path: str, content: str, *, mode: str = "0644") -> Object:
     return {"path": path, "content": content, "permissions": mode}
 
 
+# Both scripts are for guests with systemd; the small guest of local mode cares for its home disk by itself.
+
 # Before users are made, or their home would be hidden by the mount. cloud-init's own fs_setup is not used: where a
 # file system has another label than the one asked for, it formats the disk, whatever `overwrite` says.
 _MOUNT_HOME = f"""
 set -eu
+command -v systemctl >/dev/null || exit 0
 mountpoint -q {HOME} && exit 0
 udevadm settle || true
 [ -b {_DEVICE} ] || {{ echo "machine: there is no home disk {_DEVICE}" >&2; exit 1; }}

@@ -14,7 +14,7 @@ _GUEST_TOOLS = {
     "lz4": "lz4",
     "mke2fs": "e2fsprogs",
     "dpkg-deb": "dpkg",
-    "objdump": "binutils",
+    "tar": "tar",
     "ssh": "openssh-client",
 }
 """Program -> Debian package. Without QEMU (`--hollow`) none of them is needed."""

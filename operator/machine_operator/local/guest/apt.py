@@ -167,7 +167,14 @@ class Apt:
             raise PackagesError(
                 f"apt downloaded other bytes than its lists promise: {', '.join(broken)}"
             )
+        self._forget_all_but(packages)
         return [self._archives / package.file for package in packages]
+
+    def _forget_all_but(self, packages: Iterable[Package]) -> None:
+        wanted = {package.file for package in packages}
+        for path in self._archives.glob("*.deb"):
+            if path.name not in wanted:
+                path.unlink()
 
     def _is_here(self, package: Package) -> bool:
         path = self._archives / package.file

@@ -66,7 +66,7 @@ def ensure_cloud_guest(cache: Path, *, progress: Progress) -> Image:
 
     Raises:
         MissingTools: with the command that installs what the build needs.
-        NoSpace: before anything is written.
+        NoSpace: before anything is built.
         GuestError: if we are not root and there is something to build, or a step fails.
     """
 

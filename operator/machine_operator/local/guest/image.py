@@ -71,7 +71,7 @@ def ensure_guest(cache: Path, *, progress: Progress) -> Image:
 
     Raises:
         MissingTools: with the command that installs what the build needs.
-        NoSpace: before anything is written.
+        NoSpace: before anything is built.
         GuestError: if a step fails.
     """
     recipe = Recipe()

@@ -74,7 +74,7 @@ def unpack(packages: Iterable[Path], *, into: Path) -> None:
         GuestError: if one cannot be unpacked.
     """
     for name in _MERGED:
-        (into / "usr" / name).mkdir(parents=True)
+        _make_directory(into / "usr" / name)
         (into / name).symlink_to(f"usr/{name}")
     for package in packages:
         tar = run(["dpkg-deb", "--fsys-tarfile", package])

@@ -18,6 +18,7 @@ from machine_operator.kube.client import KubeClient
 from machine_operator.kube.errors import AlreadyExists, KubeError, NotFound
 from machine_operator.kube.resources import LEASES, NODES
 from machine_operator.local.hollow.config import NodeConfig
+from machine_operator.local.hollow.quantity import parse_quantity
 from machine_operator.local.hollow.times import micro_time, now, timestamp
 
 __all__ = ["Node"]
@@ -141,7 +142,7 @@ class Node:
                 {"type": "Hostname", "address": self._name},
             ],
         }
-        patch = {key: value for key, value in wanted.items() if current.get(key) != value}
+        patch = {key: value for key, value in wanted.items() if not _same(current.get(key), value)}
         if current.get("nodeInfo", {}).get("bootID") != _boot_id():
             patch["nodeInfo"] = _node_info()
         known = {item["type"]: item for item in current.get("conditions") or []}
@@ -156,13 +157,12 @@ class Node:
 
     def _capacity(self) -> Object:
         config = self._config
-        # Quantities in canonical form, or the comparison with what is stored would never hold.
         cpu = config.cpu if config.qemu else _BOUNDLESS_CPU
         memory = config.memory_mib if config.qemu else _BOUNDLESS_MEMORY_MIB
         return {
-            "cpu": _canonical(cpu),
+            "cpu": str(cpu),
             "memory": f"{memory * 1024}Ki",
-            "pods": _canonical(500 if config.qemu else 100_000),
+            "pods": "500" if config.qemu else "100000",
             "ephemeral-storage": f"{64 * 2**30}Ki",
             # Devices are what virt-handler's device plugins would offer; nothing is behind them.
             "devices.kubevirt.io/kvm": "110k",
@@ -190,11 +190,13 @@ class Node:
         )
 
 
-def _canonical(number: int) -> str:
-    for suffix, factor in (("M", 10**6), ("k", 10**3)):
-        if number and number % factor == 0:
-            return f"{number // factor}{suffix}"
-    return str(number)
+def _same(current: Any, wanted: Any) -> bool:
+    """Whether what is stored says `wanted`; the API server writes quantities in its own way."""
+    if isinstance(wanted, dict) and isinstance(current, dict):
+        return current.keys() == wanted.keys() and all(
+            parse_quantity(current[key]) == parse_quantity(value) for key, value in wanted.items()
+        )
+    return bool(current == wanted)
 
 
 def _conditions(moment: str) -> list[Object]:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Protocol
 
 from machine_operator.kube.client import KubeClient
+from machine_operator.kube.errors import Forbidden
 from machine_operator.kube.resources import PODS
 from machine_operator.local.hollow.events import Events
 from machine_operator.local.hollow.images import Images, Pull, is_launcher, pod_images
@@ -31,6 +33,9 @@ log = logging.getLogger(__name__)
 _MOUNT_PAUSE = 2.0
 _LOOK_AGAIN = 5.0
 """Seconds between looks at a pod that waits for its guest's end; the end itself comes sooner."""
+
+_AUTHORIZER_LAG = 10.0
+_AUTHORIZER_PAUSE = 0.1
 
 _CREATED_BY = "kubevirt.io/created-by"
 
@@ -152,6 +157,11 @@ class Pods:
             return None
         try:
             await mount(self._client, pod)
+        except Forbidden:
+            # The Node authorizer learns of a binding from its own watch, some milliseconds later.
+            if _age(pod) < _AUTHORIZER_LAG:
+                return _AUTHORIZER_PAUSE
+            raise
         except MountError as error:
             await self._events.warn(pod, "FailedMount", str(error))
             await self._write(pod, self._view(pod, "waiting"))
@@ -226,6 +236,11 @@ def _vmi_of(pod: Mapping[str, Any]) -> str | None:
         return None
     uid = (pod["metadata"].get("labels") or {}).get(_CREATED_BY)
     return None if uid is None else str(uid)
+
+
+def _age(pod: Mapping[str, Any]) -> float:
+    created = datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
+    return (now() - created).total_seconds()
 
 
 def _label_ip(uid: str) -> str:

@@ -119,6 +119,8 @@ class Prober:
         while True:
             if not self.ready:
                 await self._until_worth_trying()
+                # QEMU tells of one reboot more than once; what came before now is this one.
+                self._restarted.clear()
             self._judge(await self._attempt())
             if self.ready and self._failed == 0:
                 pause = max(self._probe.period, _GENTLE)
