@@ -19,6 +19,14 @@ __all__ = ["portforward"]
 
 _PROTOCOL = "plain.kubevirt.io"
 
+# The WebSocket client does not keep the body of a refusal, so its status has to speak.
+_WHY = {
+    403: "not allowed: it needs the verb get on virtualmachineinstances/portforward",
+    404: "there is no such VM running",
+    409: "the VM is paused or not running yet",
+    500: "nobody listens on that port of the VM (yet)",
+}
+
 
 @asynccontextmanager
 async def portforward(
@@ -41,14 +49,16 @@ async def portforward(
         socket = await client.session.ws_connect(
             client.connection.server + path,
             protocols=(_PROTOCOL,),
+            headers={"Accept": "*/*"},  # virt-api answers 406 to one that asks for JSON
             max_msg_size=0,
             timeout=aiohttp.ClientWSTimeout(ws_close=5.0),
         )
     except aiohttp.WSServerHandshakeError as error:
+        message = _WHY.get(error.status, f"the connection was refused with {error.status}")
         raise from_status(
-            error.status, {"message": error.message}, request=f"GET {path}"
+            error.status, {"message": message}, request=f"port-forward {path}"
         ) from error
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise Unreachable(f"GET {path}: {error}") from error
+        raise Unreachable(f"port-forward {path}: {error}") from error
     async with socket:
         yield socket
