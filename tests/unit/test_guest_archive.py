@@ -23,7 +23,8 @@ ELF = b"\x7fELF" + bytes(range(256)) * 8
 
 def read_archive(archive: bytes) -> list[tuple[str, int, bytes, tuple[int, int]]]:
     """Read a newc archive with nothing but its description in the kernel's documentation."""
-    entries, at = [], 0
+    entries: list[tuple[str, int, bytes, tuple[int, int]]] = []
+    at = 0
     while True:
         assert archive[at : at + 6] == b"070701"
         numbers = [int(archive[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]

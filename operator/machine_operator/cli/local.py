@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,9 @@ _ERRORS = (
     ssh.SshError,
     OSError,
 )
+
+_LONG = 20.0
+"""Seconds from which on `up` tells what took how long."""
 
 
 @click.group()
@@ -106,8 +109,17 @@ def up(
     progress = progress_for(sys.stderr)
     with sentences(*_ERRORS):
         cluster.up(paths, cache=cache_directory(), wanted=wanted, progress=progress)
+    _print_durations(progress.durations)
     click.echo(f"cluster {paths.name} is up: {cluster.status(paths).server}")
     click.echo(f'point your shell at it: eval "$(machine-operator local env{_which(paths)})"')
+
+
+def _print_durations(durations: Mapping[str, float]) -> None:
+    """Where the time went, after an `up` that took long enough to wonder."""
+    total = sum(durations.values())
+    if total >= _LONG:
+        for name, seconds in {**durations, "in all": total}.items():
+            click.echo(f"  {seconds:6.1f} s  {name}")
 
 
 @local.command()
@@ -144,6 +156,7 @@ def status(paths: ClusterPaths, *, as_json: bool) -> None:
             "server": seen.server,
             "components": rows,
             "steps": seen.steps,
+            "durations": seen.durations,
         }
         click.echo(json.dumps(value, indent=1))
     else:

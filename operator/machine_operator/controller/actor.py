@@ -16,7 +16,6 @@ from machine_operator.kube.resources import (
     MACHINES,
     PERSISTENT_VOLUME_CLAIMS,
     SECRETS,
-    VIRTUAL_MACHINE_INSTANCES,
     VIRTUAL_MACHINES,
     Resource,
 )
@@ -79,8 +78,6 @@ class Actor:
                 self._children.vms.wrote(await self._apply(VIRTUAL_MACHINES, machine, body))
             case do.DeleteVirtualMachine(uid):
                 await self._delete(VIRTUAL_MACHINES, machine, names.vm, uid)
-            case do.DeleteInstance(uid):
-                await self._delete(VIRTUAL_MACHINE_INSTANCES, machine, names.vm, uid)
             case do.DeleteHome(uid):
                 await self._delete(PERSISTENT_VOLUME_CLAIMS, machine, names.home, uid)
             case do.ReleaseHome():

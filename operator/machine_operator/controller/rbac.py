@@ -26,7 +26,7 @@ def operator_rules() -> list[Object]:
             ["virtualmachines"],
             ["get", "list", "watch", "create", "patch", "delete"],
         ),
-        _rule("kubevirt.io", ["virtualmachineinstances"], ["get", "list", "watch", "delete"]),
+        _rule("kubevirt.io", ["virtualmachineinstances"], ["get", "list", "watch"]),
         _rule(
             "",
             ["persistentvolumeclaims", "secrets"],

@@ -120,6 +120,8 @@ def _trouble(action: do.Action, error: ApiError) -> Trouble | None:
     match error:
         case Conflict() | NotFound():
             return None
+        case Forbidden() if "being terminated" in error.message:
+            return None  # the namespace goes, and this Machine with it
         case Forbidden() if "quota" in error.message:
             return Trouble(Reason.QUOTA_EXCEEDED, error.message)
         case Forbidden() | Invalid() if isinstance(action, do.ApplyHome):

@@ -11,7 +11,6 @@ __all__ = [
     "ApplySeed",
     "ApplyVirtualMachine",
     "DeleteHome",
-    "DeleteInstance",
     "DeleteSeed",
     "DeleteVirtualMachine",
     "ReleaseHome",
@@ -54,13 +53,6 @@ class DeleteVirtualMachine:
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteInstance:
-    """End a VMI that never came up, so that the corrected VM starts another."""
-
-    uid: str
-
-
-@dataclass(frozen=True, slots=True)
 class DeleteHome:
     """Remove the home disk for good."""
 
@@ -88,7 +80,6 @@ Action = (
     | ApplySeed
     | ApplyVirtualMachine
     | DeleteVirtualMachine
-    | DeleteInstance
     | DeleteHome
     | ReleaseHome
     | DeleteSeed

@@ -61,25 +61,27 @@ def _steps(seen: Observation, goal: Goal) -> list[do.Action]:
         steps.append(do.ApplyHome())
     if seen.seed is None or seen.seed.applied != seen.wanted.seed:
         steps.append(do.ApplySeed())
-    strategy = "Always" if goal.state is DesiredState.RUNNING else "Halted"
+    on = goal.state is DesiredState.RUNNING and not _stuck_with_old_template(seen)
+    strategy = "Always" if on else "Halted"
     vm = seen.virtual_machine
     if vm is None or (
         not vm.deleting
         and (vm.applied != seen.wanted.virtual_machine or vm.run_strategy != strategy)
     ):
         steps.append(do.ApplyVirtualMachine(strategy))
-    elif _stuck_with_old_template(seen) and seen.instance is not None:
-        steps.append(do.DeleteInstance(seen.instance.uid))
     return steps
 
 
 def _stuck_with_old_template(seen: Observation) -> bool:
-    """A VMI that waits for an image or a node is not started anew by KubeVirt when the VM is corrected."""
+    """A VMI that waits for an image or a node is not started anew by KubeVirt when the VM is corrected.
+
+    Switching the VM off and on does it, if it stays off until the VMI is gone: where KubeVirt sees one that ended
+    early while the VM is on, it counts a failed start and holds the next one back.
+    """
     instance = seen.instance
     return (
         instance is not None
-        and not instance.deleting
-        and instance.phase is InstancePhase.PENDING
+        and instance.phase in (InstancePhase.PENDING, InstancePhase.ENDED)
         and instance.applied != seen.wanted.virtual_machine
     )
 

@@ -170,8 +170,10 @@ def _stalled(reason: Reason, error: str | None) -> Condition:
 
 def _awake(at: Situation) -> Condition:
     instance = at.seen.instance
-    if instance is not None and instance.phase is not InstancePhase.ENDED:
+    if instance is not None and instance.phase in (InstancePhase.SCHEDULED, InstancePhase.RUNNING):
         return _condition(ConditionType.AWAKE, "True", Reason.AWAKE, REASONS[Reason.AWAKE].meaning)
+    if instance is not None and not instance.deleting:
+        return _condition(ConditionType.AWAKE, "False", Reason.STARTING, "Nothing runs yet.")
     return _condition(ConditionType.AWAKE, "False", Reason.ASLEEP, "Nothing of the machine runs.")
 
 

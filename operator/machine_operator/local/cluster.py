@@ -55,6 +55,7 @@ _STOP_LIMIT = 60.0
 _LOCK_LIMIT = 600.0
 _DISK_MIB = 1024
 _GUEST_GRACE = 10.0
+_DURATIONS = "up.json"
 
 
 class ClusterError(Exception):
@@ -77,6 +78,7 @@ class Status:
     """The cluster as seen from outside.
 
     `phase` is one of absent, stopped, starting, ready, stopping, failed, orphaned (its supervisor was killed).
+    `steps` has the seconds by step of the control plane's start, `durations` those of the whole `up` around it.
     """
 
     phase: str
@@ -84,6 +86,7 @@ class Status:
     server: str
     components: tuple[ComponentStatus, ...]
     steps: dict[str, float]
+    durations: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,8 @@ def up(paths: ClusterPaths, *, cache: Path, wanted: Wanted, progress: Progress) 
         with progress.step("guest image"):
             ensure_guest(cache, progress=progress.note)
     with exclusive(paths.data / "up.lock", on_wait=progress.note, timeout=_LOCK_LIMIT):
-        if _supervisor(paths) is not None:
+        running = _supervisor(paths) is not None
+        if running:
             _check_same(paths, wanted)
         else:
             end_leftovers(paths, say=progress.note)
@@ -116,6 +120,9 @@ def up(paths: ClusterPaths, *, cache: Path, wanted: Wanted, progress: Progress) 
             _start_supervisor(paths)
         with progress.step("control plane"):
             _await_ready(paths, progress)
+        if not running:
+            steps = {name: round(seconds, 2) for name, seconds in progress.durations.items()}
+            write_json(paths.data / _DURATIONS, {"steps": steps})
 
 
 def down(paths: ClusterPaths, *, say: Callable[[str], None]) -> None:
@@ -143,12 +150,15 @@ def status(paths: ClusterPaths) -> Status:
     """What runs, from the supervisor's own state and from /proc."""
     settings, state = ClusterSettings.load(paths.settings), read_json(paths.state)
     if settings is None or state is None:
-        return Status("absent", f"no cluster in {paths.data}", "", (), {})
+        return Status("absent", f"no cluster in {paths.data}", "", (), {}, {})
     phase, message = str(state["phase"]), str(state["message"])
     if phase not in ("stopped", "failed") and _supervisor(paths) is None:
         phase, message = "orphaned", "its supervisor is gone; `local up` or `local down` cleans up"
     rows = [_component(name, value) for name, value in state.get("components", {}).items()]
-    return Status(phase, message, settings.server, tuple(rows), state.get("steps", {}))
+    durations = (read_json(paths.data / _DURATIONS) or {}).get("steps", {})
+    return Status(
+        phase, message, settings.server, tuple(rows), state.get("steps", {}), durations=durations
+    )
 
 
 def environment(paths: ClusterPaths) -> dict[str, str]:
