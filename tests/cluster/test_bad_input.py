@@ -55,7 +55,7 @@ def test_a_manifest_with_a_mistake_creates_nothing(
 def test_a_change_that_cannot_be_made_is_refused_and_the_machine_stays(machine: Machine) -> None:
     machine.apply(storage_gib=2).wait_ready()
     children = machine.children()
-    assert "storage_gib can only grow" in refused(machine, storage_gib=1)
+    assert "storage_gib can grow but never shrink: it is 2, so use 2 or more, not 1" in refused(machine, storage_gib=1)
     machine.patch(desired_state="destroyed")
     assert "a destroyed machine cannot come back" in refused(machine, desired_state="running")
     assert children, "it had no children"

@@ -8,6 +8,7 @@ look at any moment.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import copy
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -282,8 +283,9 @@ class FakeApi:
             raise failure(410, "Expired", f"too old resource version: {since}")
         cut, position = self._cut, since
         while True:
-            for version, kind, what, body, before in list(self.history):
-                if version <= position or what != plural:
+            start = bisect.bisect_right(self.history, position, key=lambda entry: entry[0])
+            for _, kind, what, body, before in self.history[start:]:
+                if what != plural:
                     continue
                 event = _seen_through(selector, kind, body, before)
                 if event is not None:

@@ -1,7 +1,8 @@
 """Console logs: what a guest prints on its serial port, kept over its boots.
 
-One directory per VM name, since each boot of a persistent machine is a new VMI: the last boots stay as `.1` and `.2`.
-QEMU appends, so a log that grew too large is copied aside and cut while it is written.
+One directory per VM name, since each boot of a persistent machine is a new VMI: the last boots stay
+as `.1` and `.2`. QEMU appends, so a log that grew too large is copied aside and cut while it is
+written.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _KEPT = 2
 _LIMIT = 4 * 2**20
 _MAX_AGE = 7 * 86400.0
 
-# Our guest's word that sshd listens, and a login prompt, which in common images comes when sshd is started.
+# Our guest's word that sshd listens, and a login prompt, which in common images comes when sshd is
+# started.
 _MARKER = re.compile(re.escape(CONSOLE_MARKER.encode()) + rb"|\blogin: ")
 _OVERLAP = 64
 

@@ -90,5 +90,6 @@ class Events:
                 namespace=namespace,
             )
         except KubeError as error:
-            # An event is a courtesy: its loss (a namespace that is going away) must not stop the work.
+            # An event is a courtesy: its loss (a namespace that is going away) must not stop the
+            # work.
             log.info("event %s about %s was not written: %s", reason, metadata["name"], error)

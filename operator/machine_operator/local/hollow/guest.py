@@ -1,7 +1,8 @@
 """One guest: a QEMU process and the conversation with it.
 
-A guest that powers itself off stays paused in QEMU (`-action shutdown=pause`) until we saw it, wrote the outcome down
-and told QEMU to quit; so the outcome survives our own death. Any other end is a crash, unless we cut the power.
+A guest that powers itself off stays paused in QEMU (`-action shutdown=pause`) until we saw it,
+wrote the outcome down and told QEMU to quit; so the outcome survives our own death. Any other end
+is a crash, unless we cut the power.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class Guest:
     def shut_down(self, grace: Callable[[], float]) -> None:
         """Press the power button, again and again, and cut the power after `grace()` seconds.
 
-        `grace` is asked each time, since KubeVirt may shorten it while we wait. A second call changes nothing.
+        `grace` is asked each time, since KubeVirt may shorten it while we wait. A second call
+        changes nothing.
         """
         if self._ending is None and not self.ended.is_set():
             self._ending = asyncio.create_task(self._shut_down(grace))

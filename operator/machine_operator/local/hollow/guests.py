@@ -137,7 +137,8 @@ def _spawn(
 ) -> HeldProcess:
     (directory.path / "outcome.json").unlink(missing_ok=True)
     directory.qmp.unlink(missing_ok=True)
-    # First what it has, then the process: were we killed between the two, its control socket leads to it.
+    # First what it has, then the process: were we killed between the two, its control socket leads
+    # to it.
     directory.write_record(record)
     try:
         return spawn(argv, directory=directory.path, log=directory.log, lock=lock)
@@ -175,8 +176,8 @@ async def _living(directory: RunDirectory, record: GuestRecord | None) -> HeldPr
 async def stop_guests(data: Path, *, grace: float) -> None:
     """End every guest in a node's data directory; its hollow node must not be running any more.
 
-    Guests get the power button and `grace` seconds; then their power is cut. How each one ended is written down, so
-    that the next start of the node reports a clean shutdown as one.
+    Guests get the power button and `grace` seconds; then their power is cut. How each one ended is
+    written down, so that the next start of the node reports a clean shutdown as one.
     """
     guests = Guests(data)
     await guests.adopt()

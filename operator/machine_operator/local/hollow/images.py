@@ -1,7 +1,7 @@
 """Image pulls, as kubelet tells them: found, or ErrImagePull, then ImagePullBackOff, and tried again.
 
-There is no registry here. A container disk's image is looked up in the image store, and one that
-is not there is a registry's miss. The virt-launcher image itself is never run, so it is always there.
+There is no registry here. A container disk's image is looked up in the image store, and one that is
+not there is a registry's miss. The virt-launcher image itself is never run, so it is always there.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Images:
 
     Args:
         root: the image store's directory.
-        real: False where no guest is ever started: then every image is there, but for impossible ones.
+        real: False where no guest is ever started: then every image is there, but for impossible
+        ones.
         clock: monotonic seconds.
     """
 

@@ -1,8 +1,8 @@
 """Whether hardware virtualization really works here.
 
-/dev/kvm may be there and be useless: in nested virtual machines the first guest instruction may hang
-or fail. So a kernel is booted with it once, for a moment, and only what that guest's own init prints
-on the serial console counts. The answer is kept for this boot of the host.
+/dev/kvm may be there and be useless: in nested virtual machines the first guest instruction may
+hang or fail. So a kernel is booted with it once, for a moment, and only what that guest's own init
+prints on the serial console counts. The answer is kept for this boot of the host.
 """
 
 from __future__ import annotations

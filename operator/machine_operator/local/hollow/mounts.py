@@ -1,7 +1,7 @@
 """What kubelet mounts into a launcher pod: Secrets and the directories of claims.
 
-Read with kubelet's identity: the Node authorizer lets it get exactly the Secrets, claims and volumes
-that pods bound to this node refer to. virt-handler itself may read none of them.
+Read with kubelet's identity: the Node authorizer lets it get exactly the Secrets, claims and
+volumes that pods bound to this node refer to. virt-handler itself may read none of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One loopback address per machine.
 
-All of 127.0.0.0/8 can be bound without configuring anything, so each machine has an address of its own on which its
-guest's ports are forwarded under their own numbers: virt-api dials exactly `status.interfaces[0].ipAddress` and the
-port that was asked for. Addresses are handed out in turn, so that one which was just given up is not reused at once.
+All of 127.0.0.0/8 can be bound without configuring anything, so each machine has an address of its
+own on which its guest's ports are forwarded under their own numbers: virt-api dials exactly
+`status.interfaces[0].ipAddress` and the port that was asked for. Addresses are handed out in turn,
+so that one which was just given up is not reused at once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """From a VMI and what its volumes turned out to be to the plan of its guest. Pure.
 
-What we cannot do is refused with a sentence, never left out silently: a machine without its disk would start empty.
+What we cannot do is refused with a sentence, never left out silently: a machine without its disk
+would start empty.
 """
 
 from __future__ import annotations

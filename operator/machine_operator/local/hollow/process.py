@@ -77,7 +77,8 @@ def spawn(
     Raises:
         OSError: it could not be started.
     """
-    # A short environment: QEMU outlives us, so it must not carry the marks of our own process group.
+    # A short environment: QEMU outlives us, so it must not carry the marks of our own process
+    # group.
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     environment |= {"TMPDIR": str(directory), **(extra or {})}
     with log.open("ab") as output:

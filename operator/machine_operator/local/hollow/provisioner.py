@@ -1,11 +1,12 @@
 """The storage provisioner: claims of our StorageClass become sparse files.
 
 The protocol is that of every external provisioner. The PV controller annotates a claim with the
-provisioner that its class names; we make the file, then a PersistentVolume that names the claim, and
-the PV controller binds the two. A volume that turns Released under the policy Delete is ours to
+provisioner that its class names; we make the file, then a PersistentVolume that names the claim,
+and the PV controller binds the two. A volume that turns Released under the policy Delete is ours to
 delete: first the file, then the object. A claim that asks for more than it has is grown in place:
-file, then the volume's capacity, then the running guest, then the claim's capacity, in that order, so
-that whoever sees the new capacity can use it. A step that failed is repeated, and costs nothing done.
+file, then the volume's capacity, then the running guest, then the claim's capacity, in that order,
+so that whoever sees the new capacity can use it. A step that failed is repeated, and costs nothing
+done.
 """
 
 from __future__ import annotations

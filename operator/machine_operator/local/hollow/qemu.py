@@ -1,9 +1,9 @@
 """A guest's plan, and the QEMU command line that it becomes.
 
-The command line is for small guests under software emulation as much as for KVM: no default devices, user-mode
-networking (no privileges needed but for low ports), a translation cache that cannot eat the host, and
-`shutdown=pause`: a guest that powered off stays there, paused, until somebody has seen it. So a power-off while the
-hollow node was away is told from a crash.
+The command line is for small guests under software emulation as much as for KVM: no default
+devices, user-mode networking (no privileges needed but for low ports), a translation cache that
+cannot eat the host, and `shutdown=pause`: a guest that powered off stays there, paused, until
+somebody has seen it. So a power-off while the hollow node was away is told from a crash.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Disk:
         name: of the VMI's disk.
         path: image file.
         format: "raw" or "qcow2".
-        access: "throw-away" keeps writes in an unlinked file that dies with QEMU, the image unchanged.
+        access: "throw-away" keeps writes in an unlinked file that dies with QEMU, the image
+        unchanged.
         serial: what the guest sees as the disk's serial number.
     """
 
@@ -146,7 +147,8 @@ def _disk(disk: Disk) -> list[str]:
 
 def _interface(plan: GuestPlan) -> list[str]:
     forwards = "".join(f",hostfwd=tcp:{plan.address}:{port}-:{port}" for port in plan.ports)
-    # romfile= : the network boot ROM is a package of its own, and nobody boots from the network here.
+    # romfile= : the network boot ROM is a package of its own, and nobody boots from the network
+    # here.
     return [
         "-netdev",
         f"user,id=net0{forwards}",

@@ -1,8 +1,8 @@
 """QEMU's machine protocol, as far as we need it: one JSON object per line over a UNIX socket.
 
-A UNIX socket's path holds at most 107 bytes, which a data directory may well exceed: it is reached through
-/proc/self/fd instead. The socket's other end is known by its credentials, so a QEMU whose pid was never written down
-(we were killed right after starting it) can still be found.
+A UNIX socket's path holds at most 107 bytes, which a data directory may well exceed: it is reached
+through /proc/self/fd instead. The socket's other end is known by its credentials, so a QEMU whose
+pid was never written down (we were killed right after starting it) can still be found.
 """
 
 from __future__ import annotations

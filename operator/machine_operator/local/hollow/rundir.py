@@ -1,9 +1,9 @@
 """What is on disk about one running guest: DATA/run/UID/.
 
-`guest.json` is written before QEMU is started (what it has: address, disks) and again with QEMU's identity (pid, start
-time, boot id). `lock` is flocked, and QEMU inherits the descriptor: as long as any QEMU of this directory lives,
-recorded or not, the lock is held, so there can never be a second one. `outcome.json` says how the guest ended,
-written by whoever saw or did it.
+`guest.json` is written before QEMU is started (what it has: address, disks) and again with QEMU's
+identity (pid, start time, boot id). `lock` is flocked, and QEMU inherits the descriptor: as long as
+any QEMU of this directory lives, recorded or not, the lock is held, so there can never be a second
+one. `outcome.json` says how the guest ended, written by whoever saw or did it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Objects of one kind by uid, and the work on them: newest version only, one worker per uid at a time.
 
-The informer feeds it, and so do the answers to our own writes: a write's answer is newer than what the watch has
-shown so far, and whatever the watch shows later but is older is ignored. An object whose uid is gone (deleted, or
-replaced by another one of that name) is worked on once more, with `get` answering None, so that leftovers are cleaned.
+The informer feeds it, and so do the answers to our own writes: a write's answer is newer than what
+the watch has shown so far, and whatever the watch shows later but is older is ignored. An object
+whose uid is gone (deleted, or replaced by another one of that name) is worked on once more, with
+`get` answering None, so that leftovers are cleaned.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Waiting for an event for a limited time.
 
-`asyncio.wait_for` in Python 3.11 can swallow a cancellation that arrives in the very moment in which
-its awaitable completes; `asyncio.timeout` does not.
+`asyncio.wait_for` in Python 3.11 can swallow a cancellation that arrives in the very moment in
+which its awaitable completes; `asyncio.timeout` does not.
 """
 
 from __future__ import annotations
