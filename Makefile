@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 LOCAL  := $(BIN)/machine-operator local
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop clean test test-fast lint format lock crds bench-local packages
+.PHONY: help run stop clean test test-fast lint format lock crds docs bench-local packages
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ format: $(STAMP) ## Format the code
 
 crds: $(STAMP) ## Write the CRDs again from the models
 	$(BIN)/machine-operator crds > crds/machines.yaml
+
+docs: $(STAMP) ## Write docs/machine.md again from the models
+	$(BIN)/python scripts/machine-docs > docs/machine.md
 
 lock: $(STAMP) ## Lock the dependencies of pyproject.toml again (by version and hash)
 	$(BIN)/pip install -q uv

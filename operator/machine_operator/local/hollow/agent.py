@@ -24,7 +24,8 @@ from machine_operator.local.hollow.network import Addresses, can_bind
 from machine_operator.local.hollow.node import Node
 from machine_operator.local.hollow.pods import Pods
 from machine_operator.local.hollow.provisioner import Provisioner
-from machine_operator.local.hollow.volume_files import VolumeFiles
+from machine_operator.local.hollow.qmp import QmpError
+from machine_operator.local.hollow.volume_files import VolumeError, VolumeFiles
 
 __all__ = ["HollowNode"]
 
@@ -124,8 +125,13 @@ class HollowNode:
 
     async def _resize(self, path: Path, size: int) -> None:
         for guest in self._guests or ():
-            if not guest.ended.is_set() and await guest.resize(path, size):
-                return
+            if guest.ended.is_set():
+                continue
+            try:
+                if await guest.resize(path, size):
+                    return
+            except QmpError as error:
+                raise VolumeError(f"the running guest could not be told: {error}") from error
 
     def _client(self, identity: Identity, role: str) -> KubeClient:
         return KubeClient(self._config.connection(identity), user_agent=f"hollow-{role}")

@@ -69,7 +69,9 @@ class ConsoleWatch:
 
     async def marker(self, *, interval: float = 0.2) -> None:
         """Return once the marker was printed; wait for ever where it never is."""
-        while not self._look():
+        while True:
+            if self._look():
+                return
             await asyncio.sleep(interval)
 
     def forget(self) -> None:

@@ -135,7 +135,9 @@ class Guest:
             await self._process.ended.wait()
         finally:
             talking.cancel()
-            await asyncio.gather(talking, return_exceptions=True)
+            (error,) = await asyncio.gather(talking, return_exceptions=True)
+            if isinstance(error, Exception):
+                log.error("%s: talking to QEMU failed", self.record.name, exc_info=error)
         self.directory.write_outcome(
             Outcome.SHUTDOWN if self._powered_off.is_set() else Outcome.CRASHED
         )

@@ -68,7 +68,12 @@ class Guests:
         """Take over the QEMUs that an earlier run of this node left running."""
         for directory in run_directories(self._data):
             record = directory.record()
-            process = await _living(directory, record)
+            try:
+                process = await _living(directory, record)
+            except GuestStartError as error:
+                # The lock keeps a second QEMU from starting there; the others must not wait for it.
+                log.error("%s", error)
+                continue
             if process is None or record is None:
                 continue
             record = record.running_as(process.record)

@@ -56,8 +56,8 @@ class Images:
 
     Args:
         root: the image store's directory.
-        real: False where no guest is ever started: then every image is there, but for impossible
-        ones.
+        real: False where no guest is ever started: then every image is there, but for those of
+            impossible registries.
         clock: monotonic seconds.
     """
 

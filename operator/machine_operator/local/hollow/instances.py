@@ -146,22 +146,29 @@ class Instances:
         vmi = self.tracked.get(uid)
         if vmi is None:
             return await self._clean(uid)
+        match instance_status.phase_of(vmi):
+            case "Scheduled" | "Running":
+                return await self._steer(uid, vmi)
+            case "Succeeded" | "Failed":
+                await self._after_the_end(uid)
+                return None
+            case _:
+                return None  # still virt-controller's
+
+    async def _steer(self, uid: str, vmi: Object) -> float | None:
         guest = self._guest(uid)
-        if instance_status.is_final(vmi):
-            await self._after_the_end(uid, guest)
-            return None
-        if instance_status.phase_of(vmi) not in ("Scheduled", "Running"):
-            return None  # still virt-controller's
         if self._launcher is None:
-            return await self._pretend(vmi)
+            await self._pretend(vmi)
+            return None
         if guest is None:
             return await self._without_guest(uid, vmi, launcher=self._launcher)
         if guest.ended.is_set():
             await self._write_end(uid, vmi, guest.outcome)
-            return None
-        return await self._with_guest(uid, vmi, guest)
+        else:
+            await self._with_guest(uid, vmi, guest)
+        return None
 
-    async def _with_guest(self, uid: str, vmi: Object, guest: Guest) -> float | None:
+    async def _with_guest(self, uid: str, vmi: Object, guest: Guest) -> None:
         pod = self._pods.launcher_of(uid)
         if vmi["metadata"].get("deletionTimestamp"):
             guest.shut_down(lambda: self._grace(uid))
@@ -174,7 +181,6 @@ class Instances:
         self._probe(uid, vmi, guest, pod)
         if instance_status.phase_of(vmi) == "Scheduled":
             await self._write_running(vmi, guest.record.address)
-        return None
 
     async def _without_guest(self, uid: str, vmi: Object, *, launcher: Launcher) -> float | None:
         outcome = launcher.guests.directory(uid).outcome()
@@ -198,7 +204,7 @@ class Instances:
             await self._write_failure(vmi, failure.message)
         return wait
 
-    async def _pretend(self, vmi: Object) -> float | None:
+    async def _pretend(self, vmi: Object) -> None:
         """There are no guests: whatever is asked has happened."""
         uid = vmi["metadata"]["uid"]
         pod = self._pods.launcher_of(uid)
@@ -210,7 +216,6 @@ class Instances:
         elif instance_status.phase_of(vmi) == "Scheduled":
             ip = pod["status"].get("podIP") or self._addresses.claim(uid, ())
             await self._write_running(vmi, ip)
-        return None
 
     async def _clean(self, uid: str) -> float | None:
         self._launches.forget(uid)
@@ -227,8 +232,9 @@ class Instances:
         self._pods.look_at_launcher(uid)
         return None
 
-    async def _after_the_end(self, uid: str, guest: Guest | None) -> None:
+    async def _after_the_end(self, uid: str) -> None:
         await self._stop_probing(uid)
+        guest = self._guest(uid)
         if guest is not None and not guest.ended.is_set():
             # virt-controller ended the VMI, such as for a pod that vanished. A new VMI may start at
             # once: QEMU's lock on the home disk makes it wait for this one.

@@ -114,8 +114,14 @@ class Pods:
             return
         if self.tracked.get(uid) is not None:
             self._launchers[vmi_uid] = uid
+            given = (pod.get("status") or {}).get("podIP")
+            if given:
+                # Before any worker runs, or a new machine could get it after our restart.
+                self._addresses.restore(vmi_uid, given)
         elif self._launchers.get(vmi_uid) == uid:
             del self._launchers[vmi_uid]
+            if self._guardian is not None and self._guardian.over(vmi_uid):
+                self._addresses.release(vmi_uid)
         if self._guardian is not None:
             self._guardian.look_at(vmi_uid)
 
@@ -205,7 +211,6 @@ class Pods:
         if vmi_uid is None:
             return given or _label_ip(pod["metadata"]["uid"])
         if given:
-            self._addresses.restore(vmi_uid, given)
             return str(given)
         try:
             return self._addresses.claim(vmi_uid, pod_ports(pod))

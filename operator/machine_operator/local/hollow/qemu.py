@@ -30,8 +30,8 @@ class Disk:
         name: of the VMI's disk.
         path: image file.
         format: "raw" or "qcow2".
-        access: "throw-away" keeps writes in an unlinked file that dies with QEMU, the image
-        unchanged.
+        access: "throw-away" keeps writes in an unlinked file that dies with QEMU; the image stays
+            as it is.
         serial: what the guest sees as the disk's serial number.
     """
 

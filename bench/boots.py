@@ -1,0 +1,371 @@
+"""How long a machine takes to answer over SSH, beside the same guest booted by hand with the same QEMU line.
+
+Two arms, in turns and in changing order, so that a drift of the host's speed hits both:
+  bare      QEMU's own argv from the hollow node's builder, a blank home disk, ssh when the console marker appears
+  operator  `kubectl apply`, wait for phase running, ssh
+The control plane runs beside both. The same ssh client goes to a loopback address in both. The operator's arm then
+goes on: a login through the API server, to sleep, and awake again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clusters import BenchError, Cluster, progress
+from figures import Figure, Report, measured
+from memory import machine_manifest
+from timeline import NAMESPACE, Timeline, marker, now, started, watching
+
+from machine_operator.kubevirt.seed import LOGIN_USER
+from machine_operator.local.guest.store import Image, ImageStore
+from machine_operator.local.hollow.plan import Source, guest_plan, image_source
+from machine_operator.local.hollow.qemu import GuestPlan, command_line
+from machine_operator.local.hollow.rundir import GuestRecord
+
+__all__ = ["measure"]
+
+_RATIO = 1.5
+_BOOT_LIMIT = 120.0
+_HOME_GIB = 1
+
+_OPERATOR_STEPS = (
+    # What was seen, and what it took since the line before.
+    ("Machine there", "kubectl apply until the Machine is there"),
+    ("VirtualMachine there", "until the VM is there"),
+    ("VirtualMachineInstance there", "until the VMI is there"),
+    ("Pod there", "until the launcher pod is there"),
+    ("Pod scheduled", "until the pod is scheduled"),
+    ("QEMU started", "until QEMU is started"),
+    ("marker", "until the guest says that sshd listens"),
+    ("Machine running", "until the phase is running"),
+    ("ssh", "until ssh answered"),
+)
+_WAKE_STEPS = (("VirtualMachineInstance there", "kubectl patch until the VMI is there"),) + (
+    _OPERATOR_STEPS[3:]
+)
+_BARE_STEPS = (("marker", "QEMU started until the guest says that sshd listens"), _OPERATOR_STEPS[-1])
+
+Times = dict[str, float]
+"""Seconds since the begin, by milestone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What one run of this benchmark works with.
+
+    Attributes:
+        directory: for the bare guests.
+        key: file of the SSH key that all guests let in; its public half lies beside it.
+    """
+
+    cluster: Cluster
+    timeline: Timeline
+    directory: Path
+    key: Path
+
+    @property
+    def public_key(self) -> str:
+        return self.key.with_suffix(".pub").read_text().strip()
+
+
+def measure(report: Report, directory: Path, *, repeats: int) -> None:
+    """Run both arms `repeats` times in a cluster of their own."""
+    asyncio.run(_measure(report, directory, repeats=repeats))
+
+
+async def _measure(report: Report, directory: Path, *, repeats: int) -> None:
+    with Cluster(directory) as cluster:
+        progress("boot: starting a cluster")
+        cluster.up()
+        key = directory / "id_ed25519"
+        keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
+        await _run(*keygen, what="ssh-keygen")
+        async with watching(cluster) as timeline:
+            bench = _Bench(cluster, timeline, directory=directory, key=key)
+            raw = await _both_arms(bench, report, repeats=repeats)
+        report.raw["boot"] = raw
+        report.add(*_figures(raw))
+        report.add(measured("local down, one machine running", [cluster.down()], "s", limit=5.0))
+
+
+async def _both_arms(bench: _Bench, report: Report, *, repeats: int) -> dict[str, Any]:
+    progress("boot: a first machine, not counted")
+    plan = await _template(bench)
+    raw: dict[str, Any] = {"bare": [], "operator": [], "wake": [], "sleep": [], "local ssh": []}
+    raw["direct ssh"] = []
+    for number in range(1, repeats + 1):
+        last = number == repeats
+        for arm in ("bare", "operator") if number % 2 else ("operator", "bare"):
+            await asyncio.to_thread(bench.cluster.wait_quiet)
+            if arm == "bare":
+                raw["bare"].append(await _bare(bench, plan, number=number))
+            else:
+                name = f"boot-{number}"
+                raw["operator"].append(await _operated(bench, name))
+                await _extras(bench, name, raw)
+                # The last one stays, for `local down`, unless the bare arm still needs the quiet.
+                if not (last and number % 2):
+                    await _delete(bench, name)
+        bare, operator = raw["bare"][-1]["ssh"], raw["operator"][-1]["ssh"]
+        progress(
+            f"boot {number}/{repeats}: bare {bare:.2f} s, operator {operator:.2f} s "
+            f"({operator / bare:.2f} x), awake {raw['wake'][-1]['ssh']:.2f} s"
+        )
+        report.note_load(f"after boot {number}")
+    if not bench.cluster.guests():
+        await _operated(bench, "boot-last")
+    return raw
+
+
+# ---- the bare arm
+
+
+async def _template(bench: _Bench) -> GuestPlan:
+    """The plan of a machine of the operator's, with a seed of our own; checked against the QEMU that really ran."""
+    await _operated(bench, "template")
+    [record] = bench.cluster.guests()
+    assert record.process is not None
+    settings = bench.cluster.settings
+    image = ImageStore(Path(settings.images)).find(settings.default_image)
+    if image is None:
+        raise BenchError(f"{settings.default_image} is not in {settings.images}")
+    line = Path(f"/proc/{record.process.pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    real = [word.decode() for word in line]
+    seed = bench.directory / "seed.iso"
+    shutil.copy(bench.cluster.paths.node / "run" / record.uid / "seed.iso", seed)
+    instance = bench.timeline.instance()
+    plan = _plan(bench, instance, image=image, record=record, kvm="kvm" in real)
+    _check_same(real, plan, seed=seed, record=record)
+    await _delete(bench, "template")
+    network = settings.network.split(".")
+    # An address that the node comes to only after 50000 machines.
+    return replace(plan, address=f"{network[0]}.{network[1]}.200.7")
+
+
+def _plan(
+    bench: _Bench, instance: dict[str, Any], *, image: Image, record: GuestRecord, kvm: bool
+) -> GuestPlan:
+    home = bench.directory / "home.img"
+    sources = {
+        "root": image_source(image),
+        "home": Source(path=home, format="raw", access="write"),
+        "seed": Source(path=bench.directory / "seed.iso", format="raw", access="read-only"),
+    }
+    return guest_plan(
+        instance,
+        sources=sources,
+        images=[image],
+        address=record.address,
+        console=bench.directory / "console.log",
+        kvm=kvm,
+    )
+
+
+def _check_same(real: Sequence[str], plan: GuestPlan, *, seed: Path, record: GuestRecord) -> None:
+    """Both arms must run the same QEMU line, but for where their files are."""
+    [home] = (disk.path for disk in plan.disks if disk.access == "write")
+    [real_home] = (disk.path for disk in record.disks)
+    names = {
+        str(real_home): str(home),
+        str(record.console): str(plan.console),
+    }
+    expected = command_line(plan)
+    for position, (word, wanted) in enumerate(zip(real, expected, strict=False)):
+        for old, new in names.items():
+            word = word.replace(old, new)  # noqa: PLW2901
+        if "id=disk-seed," in word:
+            word = wanted if f",file={seed}" in wanted and word.endswith("seed.iso,readonly=on") else word  # noqa: PLW2901, E501
+        if word != wanted:
+            raise BenchError(f"the arms differ in argument {position}: {word!r}, {wanted!r}")
+    if len(real) != len(expected):
+        raise BenchError(f"the arms differ: {len(real)} and {len(expected)} arguments")
+
+
+async def _bare(bench: _Bench, plan: GuestPlan, *, number: int) -> Times:
+    """Boot the guest by hand; cut its power when it has answered."""
+    run = bench.directory / f"bare-{number}"
+    run.mkdir()
+    home = next(disk.path for disk in plan.disks if disk.access == "write")
+    home.unlink(missing_ok=True)
+    home.touch()
+    os.truncate(home, _HOME_GIB * 2**30)
+    plan.console.unlink(missing_ok=True)
+    begun = now()
+    with (run / "qemu.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *command_line(plan), cwd=run, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    try:
+        async with asyncio.timeout(_BOOT_LIMIT):
+            spoke = await marker(plan.console)
+            await _ssh(bench, plan.address)
+        return {"marker": spoke - begun, "ssh": now() - begun}
+    except TimeoutError as error:
+        said = (run / "qemu.log").read_text().strip() or "nothing"
+        raise BenchError(f"the bare guest did not answer; QEMU said {said}") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+# ---- the operator's arm
+
+
+async def _operated(bench: _Bench, name: str) -> Times:
+    """Apply a machine and log in to it."""
+    begun = bench.timeline.begin(name)
+    manifest = machine_manifest(name, keys=(bench.public_key,))
+    applying = asyncio.create_task(_kubectl(bench, "apply", "-f", "-", stdin=manifest))
+    times = await _until_answer(bench, begun=begun)
+    await applying
+    return times
+
+
+async def _until_answer(bench: _Bench, *, begun: float) -> Times:
+    """From what was just asked for to phase running and an answer over SSH."""
+    timeline = bench.timeline
+    looking = asyncio.create_task(_look_at_guest(bench))
+    try:
+        await timeline.until("phase running", lambda: "Machine running" in timeline.seen)
+        await _ssh(bench, timeline.machine()["status"]["addresses"][0])
+        answered = now()
+        async with asyncio.timeout(10):
+            await looking
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+    return {name: at - begun for name, at in {**timeline.seen, "ssh": answered}.items()}
+
+
+async def _look_at_guest(bench: _Bench) -> None:
+    """Note when QEMU was started and when the guest spoke on its console."""
+    timeline = bench.timeline
+    await timeline.until("the VMI", lambda: bool(timeline.instance()))
+    uid = timeline.instance()["metadata"]["uid"]
+    while not (records := [guest for guest in bench.cluster.guests() if guest.uid == uid]):
+        await asyncio.sleep(0.05)
+    process = records[0].process
+    assert process is not None
+    timeline.seen["QEMU started"] = started(process)
+    timeline.seen["marker"] = await marker(records[0].console)
+
+
+async def _extras(bench: _Bench, name: str, raw: dict[str, Any]) -> None:
+    """One more login, directly and through the API server; then to sleep and awake again."""
+    begun = now()
+    await _ssh(bench, bench.timeline.machine()["status"]["addresses"][0])
+    raw["direct ssh"].append(now() - begun)
+    begun = now()
+    await _run(*bench.cluster.command("ssh", name, "--", "true"), what="local ssh")
+    raw["local ssh"].append(now() - begun)
+
+    timeline = bench.timeline
+    begun = timeline.begin(name)
+    await _set_state(bench, name, "sleeping")
+    await timeline.until("phase sleeping", lambda: "Machine sleeping" in timeline.seen)
+    raw["sleep"].append(timeline.seen["Machine sleeping"] - begun)
+    await timeline.until("the VMI to be gone", lambda: not timeline.instance())
+    await asyncio.to_thread(bench.cluster.wait_quiet)
+    begun = timeline.begin(name)
+    patching = asyncio.create_task(_set_state(bench, name, "running"))
+    raw["wake"].append(await _until_answer(bench, begun=begun))
+    await patching
+
+
+async def _set_state(bench: _Bench, name: str, state: str) -> None:
+    patch = json.dumps({"spec": {"desired_state": state}})
+    await _kubectl(bench, "patch", "machine", name, "--type=merge", "-p", patch)
+
+
+async def _delete(bench: _Bench, name: str) -> None:
+    await _kubectl(bench, "delete", "machine", name, "--wait=false")
+    await bench.timeline.until(f"{name} to be gone", bench.timeline.gone)
+
+
+# ---- programs
+
+
+async def _ssh(bench: _Bench, address: str) -> None:
+    """Run `true` in a guest, with the system's ssh; both arms come here only once the guest is said to listen."""
+    options = {
+        "BatchMode": "yes",
+        "ConnectTimeout": "30",
+        "IdentitiesOnly": "yes",
+        "LogLevel": "ERROR",
+        "StrictHostKeyChecking": "no",
+        "UserKnownHostsFile": "/dev/null",
+    }
+    flags = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    port = ["-p", str(bench.cluster.settings.ssh_port), "-i", str(bench.key)]
+    target = f"{LOGIN_USER}@{address}"
+    await _run("ssh", "-F", "none", *flags, *port, target, "true", what=f"ssh {target}")
+
+
+async def _kubectl(bench: _Bench, *words: str, stdin: str | None = None) -> None:
+    program = str(bench.cluster.paths.bin / "kubectl")
+    await _run(program, *words, what=f"kubectl {words[0]}", stdin=stdin, env=bench.cluster.environment())
+
+
+async def _run(
+    *command: str, what: str, stdin: str | None = None, env: dict[str, str] | None = None
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=env,
+    )
+    try:
+        async with asyncio.timeout(60):
+            output, _ = await process.communicate(stdin.encode() if stdin is not None else None)
+    except TimeoutError as error:
+        raise BenchError(f"{what} took more than a minute") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise BenchError(f"{what} failed ({process.returncode}): {output.decode().strip()}")
+
+
+# ---- figures
+
+
+def _figures(raw: dict[str, Any]) -> list[Figure]:
+    bare = [times["ssh"] for times in raw["bare"]]
+    operator = [times["ssh"] for times in raw["operator"]]
+    ratios = [ours / theirs for ours, theirs in zip(operator, bare, strict=True)]
+    wake = [times["ssh"] for times in raw["wake"]]
+    return [
+        measured("kubectl apply to SSH, as a multiple of the bare boot", ratios, "x", limit=_RATIO),
+        measured("bare boot to SSH", bare, "s"),
+        *_steps(raw["bare"], _BARE_STEPS),
+        measured("kubectl apply to SSH", operator, "s"),
+        *_steps(raw["operator"], _OPERATOR_STEPS),
+        measured("wake (kubectl patch) to SSH", wake, "s"),
+        *_steps(raw["wake"], _WAKE_STEPS),
+        measured("kubectl patch to phase sleeping", raw["sleep"], "s"),
+        measured("one command over ssh, to the loopback address", raw["direct ssh"], "s"),
+        measured("one command over local ssh, through the API server", raw["local ssh"], "s"),
+    ]
+
+
+def _steps(runs: list[Times], steps: Sequence[tuple[str, str]]) -> list[Figure]:
+    """The time between one milestone and the next, where all runs have both."""
+    found, before = [], [0.0] * len(runs)
+    for milestone, words in steps:
+        if all(milestone in run for run in runs):
+            at = [run[milestone] for run in runs]
+            gaps = [later - earlier for later, earlier in zip(at, before, strict=True)]
+            found.append(measured(f"  {words}", gaps, "s"))
+            before = at
+    return found
