@@ -165,7 +165,8 @@ def status(paths: ClusterPaths, *, as_json: bool) -> None:
 
 
 def _print_status(seen: cluster.Status) -> None:
-    click.echo(": ".join(part for part in (seen.phase, seen.message or seen.server) if part))
+    server = seen.server if seen.phase == "ready" else ""
+    click.echo(": ".join(part for part in (seen.phase, seen.message or server) if part))
     table = Table(box=None)
     for title in ("COMPONENT", "PID", "STATE", "RESTARTS", "MEMORY MIB"):
         table.add_column(title, justify="left" if title in ("COMPONENT", "STATE") else "right")

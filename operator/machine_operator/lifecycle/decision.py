@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from machine_operator.api.machine import MachineStatus
-from machine_operator.api.names import FINALIZER
+from machine_operator.api.names import FINALIZER, PAUSED_ANNOTATION
 from machine_operator.api.phases import DesiredState, ReclaimPolicy
 from machine_operator.lifecycle import actions as do
 from machine_operator.lifecycle.goal import Goal, goal_of
@@ -26,7 +26,8 @@ class Decision:
     """What to do, in this order, and the status to report.
 
     Attributes:
-        status: the controller's whole part of the status; None where there is no object to write it to any more.
+        status: the controller's whole part of the status; None where none is to be written: the machine is paused, or
+            its object is about to go.
         requeue_after: seconds until the next look, or None where only a change matters.
     """
 
@@ -42,6 +43,8 @@ def decide(seen: Observation, *, now: datetime) -> Decision:
         seen: from caches only.
         now: wall-clock time with a zone, for the stamps in the status.
     """
+    if seen.machine.metadata.annotations.get(PAUSED_ANNOTATION) == "true":
+        return Decision((), None)
     goal = goal_of(seen.machine)
     situation = Situation(seen, goal)
     status = status_of(situation, now=now)

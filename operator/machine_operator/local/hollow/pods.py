@@ -81,6 +81,7 @@ class Pods:
         self._mounts = mounts
         self._guardian: Guardian | None = None
         self._launchers: dict[str, str] = {}
+        self._removed: set[str] = set()
         self.tracked = Tracked(
             client,
             PODS,
@@ -131,7 +132,10 @@ class Pods:
         pod = self.tracked.get(uid)
         if pod is None:
             self._images.forget(uid)
+            self._removed.discard(uid)
             return None
+        if uid in self._removed:
+            return None  # the watch just has not shown it yet
         if pod["metadata"].get("deletionTimestamp"):
             return await self._remove(pod)
         if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
@@ -195,6 +199,7 @@ class Pods:
             uid=metadata["uid"],
             grace_seconds=0,
         )
+        self._removed.add(metadata["uid"])
         return None
 
     def _view(
