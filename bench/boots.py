@@ -13,27 +13,28 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clusters import BenchError, Cluster, progress
+from clusters import BenchError, Cluster, processor_seconds, progress
 from figures import Figure, Report, measured
 from memory import machine_manifest
-from timeline import NAMESPACE, Timeline, marker, now, started, watching
+from timeline import Timeline, marker, now, started, watching
 
 from machine_operator.kubevirt.seed import LOGIN_USER
 from machine_operator.local.guest.store import Image, ImageStore
 from machine_operator.local.hollow.plan import Source, guest_plan, image_source
 from machine_operator.local.hollow.qemu import GuestPlan, command_line
-from machine_operator.local.hollow.rundir import GuestRecord
+from machine_operator.local.hollow.rundir import GuestRecord, RunDirectory
 
 __all__ = ["measure"]
 
 _RATIO = 1.5
 _BOOT_LIMIT = 120.0
 _HOME_GIB = 1
+_SEED = "seed.iso"
 
 _OPERATOR_STEPS = (
     # What was seen, and what it took since the line before.
@@ -47,13 +48,22 @@ _OPERATOR_STEPS = (
     ("Machine running", "until the phase is running"),
     ("ssh", "until ssh answered"),
 )
-_WAKE_STEPS = (("VirtualMachineInstance there", "kubectl patch until the VMI is there"),) + (
-    _OPERATOR_STEPS[3:]
+_WAKE_STEPS = (
+    ("VirtualMachineInstance there", "kubectl patch until the VMI is there"),
+    *_OPERATOR_STEPS[3:],
 )
-_BARE_STEPS = (("marker", "QEMU started until the guest says that sshd listens"), _OPERATOR_STEPS[-1])
+_BARE_STEPS = (
+    ("marker", "QEMU started until the guest says that sshd listens"),
+    _OPERATOR_STEPS[-1],
+)
+
+_GUEST_CPU = "guest, processor"
+_PLANE_CPU = "control plane, processor"
 
 Times = dict[str, float]
-"""Seconds since the begin, by milestone."""
+"""Seconds since the begin, by milestone; and, in seconds of one processor, what the guest had used when it spoke and
+the control plane at the end.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +111,6 @@ async def _both_arms(bench: _Bench, report: Report, *, repeats: int) -> dict[str
     raw: dict[str, Any] = {"bare": [], "operator": [], "wake": [], "sleep": [], "local ssh": []}
     raw["direct ssh"] = []
     for number in range(1, repeats + 1):
-        last = number == repeats
         for arm in ("bare", "operator") if number % 2 else ("operator", "bare"):
             await asyncio.to_thread(bench.cluster.wait_quiet)
             if arm == "bare":
@@ -110,17 +119,14 @@ async def _both_arms(bench: _Bench, report: Report, *, repeats: int) -> dict[str
                 name = f"boot-{number}"
                 raw["operator"].append(await _operated(bench, name))
                 await _extras(bench, name, raw)
-                # The last one stays, for `local down`, unless the bare arm still needs the quiet.
-                if not (last and number % 2):
-                    await _delete(bench, name)
+                await _delete(bench, name)
         bare, operator = raw["bare"][-1]["ssh"], raw["operator"][-1]["ssh"]
         progress(
             f"boot {number}/{repeats}: bare {bare:.2f} s, operator {operator:.2f} s "
             f"({operator / bare:.2f} x), awake {raw['wake'][-1]['ssh']:.2f} s"
         )
         report.note_load(f"after boot {number}")
-    if not bench.cluster.guests():
-        await _operated(bench, "boot-last")
+    await _operated(bench, "for-the-down")
     return raw
 
 
@@ -136,10 +142,9 @@ async def _template(bench: _Bench) -> GuestPlan:
     image = ImageStore(Path(settings.images)).find(settings.default_image)
     if image is None:
         raise BenchError(f"{settings.default_image} is not in {settings.images}")
-    line = Path(f"/proc/{record.process.pid}/cmdline").read_bytes().split(b"\0")[:-1]
-    real = [word.decode() for word in line]
-    seed = bench.directory / "seed.iso"
-    shutil.copy(bench.cluster.paths.node / "run" / record.uid / "seed.iso", seed)
+    real = _command_of(record.process.pid)
+    seed = RunDirectory(bench.cluster.paths.node / "run" / record.uid).seed
+    shutil.copy(seed, bench.directory / _SEED)
     instance = bench.timeline.instance()
     plan = _plan(bench, instance, image=image, record=record, kvm="kvm" in real)
     _check_same(real, plan, seed=seed, record=record)
@@ -156,7 +161,7 @@ def _plan(
     sources = {
         "root": image_source(image),
         "home": Source(path=home, format="raw", access="write"),
-        "seed": Source(path=bench.directory / "seed.iso", format="raw", access="read-only"),
+        "seed": Source(path=bench.directory / _SEED, format="raw", access="read-only"),
     }
     return guest_plan(
         instance,
@@ -170,43 +175,52 @@ def _plan(
 
 def _check_same(real: Sequence[str], plan: GuestPlan, *, seed: Path, record: GuestRecord) -> None:
     """Both arms must run the same QEMU line, but for where their files are."""
-    [home] = (disk.path for disk in plan.disks if disk.access == "write")
-    [real_home] = (disk.path for disk in record.disks)
-    names = {
-        str(real_home): str(home),
-        str(record.console): str(plan.console),
-    }
+    places = {str(record.disks[0].path): str(_home(plan))}
+    places |= {str(record.console): str(plan.console), str(seed): str(plan.console.parent / _SEED)}
+    for theirs, mine in places.items():
+        real = [word.replace(theirs, mine) for word in real]
     expected = command_line(plan)
-    for position, (word, wanted) in enumerate(zip(real, expected, strict=False)):
-        for old, new in names.items():
-            word = word.replace(old, new)  # noqa: PLW2901
-        if "id=disk-seed," in word:
-            word = wanted if f",file={seed}" in wanted and word.endswith("seed.iso,readonly=on") else word  # noqa: PLW2901, E501
-        if word != wanted:
-            raise BenchError(f"the arms differ in argument {position}: {word!r}, {wanted!r}")
-    if len(real) != len(expected):
-        raise BenchError(f"the arms differ: {len(real)} and {len(expected)} arguments")
+    if real != expected:
+        differences = sorted(set(real) ^ set(expected))
+        raise BenchError(f"the two arms would not run the same QEMU line: {differences}")
+
+
+def _command_of(pid: int) -> list[str]:
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    return [word.decode() for word in words]
+
+
+def _home(plan: GuestPlan) -> Path:
+    return next(disk.path for disk in plan.disks if disk.access == "write")
 
 
 async def _bare(bench: _Bench, plan: GuestPlan, *, number: int) -> Times:
     """Boot the guest by hand; cut its power when it has answered."""
     run = bench.directory / f"bare-{number}"
     run.mkdir()
-    home = next(disk.path for disk in plan.disks if disk.access == "write")
-    home.unlink(missing_ok=True)
-    home.touch()
-    os.truncate(home, _HOME_GIB * 2**30)
+    _home(plan).unlink(missing_ok=True)
+    _home(plan).touch()
+    os.truncate(_home(plan), _HOME_GIB * 2**30)
     plan.console.unlink(missing_ok=True)
-    begun = now()
+    before, begun = bench.cluster.processor_seconds(), now()
     with (run / "qemu.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *command_line(plan), cwd=run, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+            *command_line(plan),
+            cwd=run,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # As the hollow node does: the scheduler may share processors out by session.
+            start_new_session=True,
         )
     try:
         async with asyncio.timeout(_BOOT_LIMIT):
             spoke = await marker(plan.console)
+            guest = processor_seconds(process.pid)
             await _ssh(bench, plan.address)
-        return {"marker": spoke - begun, "ssh": now() - begun}
+        times = {"marker": spoke - begun, "ssh": now() - begun}
+        used = bench.cluster.processor_seconds() - before
+        return {**times, _GUEST_CPU: guest, _PLANE_CPU: used}
     except TimeoutError as error:
         said = (run / "qemu.log").read_text().strip() or "nothing"
         raise BenchError(f"the bare guest did not answer; QEMU said {said}") from error
@@ -221,41 +235,46 @@ async def _bare(bench: _Bench, plan: GuestPlan, *, number: int) -> Times:
 
 async def _operated(bench: _Bench, name: str) -> Times:
     """Apply a machine and log in to it."""
-    begun = bench.timeline.begin(name)
     manifest = machine_manifest(name, keys=(bench.public_key,))
-    applying = asyncio.create_task(_kubectl(bench, "apply", "-f", "-", stdin=manifest))
-    times = await _until_answer(bench, begun=begun)
-    await applying
-    return times
+    apply = _kubectl(bench, "apply", "-f", "-", stdin=manifest)
+    return await _until_answer(bench, name, change=apply)
 
 
-async def _until_answer(bench: _Bench, *, begun: float) -> Times:
-    """From what was just asked for to phase running and an answer over SSH."""
+async def _until_answer(bench: _Bench, name: str, *, change: Coroutine[Any, Any, None]) -> Times:
+    """From `change`, which asks for it, to phase running and an answer over SSH."""
     timeline = bench.timeline
+    before, begun = bench.cluster.processor_seconds(), timeline.begin(name)
+    changing = asyncio.create_task(change)
     looking = asyncio.create_task(_look_at_guest(bench))
     try:
+        await changing
         await timeline.until("phase running", lambda: "Machine running" in timeline.seen)
         await _ssh(bench, timeline.machine()["status"]["addresses"][0])
         answered = now()
+        used = bench.cluster.processor_seconds() - before
         async with asyncio.timeout(10):
-            await looking
+            guest = await looking
     finally:
-        looking.cancel()
-        await asyncio.gather(looking, return_exceptions=True)
-    return {name: at - begun for name, at in {**timeline.seen, "ssh": answered}.items()}
+        for task in (changing, looking):
+            task.cancel()
+        await asyncio.gather(changing, looking, return_exceptions=True)
+    times = {name: at - begun for name, at in {**timeline.seen, "ssh": answered}.items()}
+    return {**times, _GUEST_CPU: guest, _PLANE_CPU: used}
 
 
-async def _look_at_guest(bench: _Bench) -> None:
-    """Note when QEMU was started and when the guest spoke on its console."""
+async def _look_at_guest(bench: _Bench) -> float:
+    """Note when QEMU was started and when the guest spoke on its console; returns its processor seconds by then."""
     timeline = bench.timeline
     await timeline.until("the VMI", lambda: bool(timeline.instance()))
     uid = timeline.instance()["metadata"]["uid"]
-    while not (records := [guest for guest in bench.cluster.guests() if guest.uid == uid]):
+    guest = None
+    while guest is None:
         await asyncio.sleep(0.05)
-    process = records[0].process
-    assert process is not None
-    timeline.seen["QEMU started"] = started(process)
-    timeline.seen["marker"] = await marker(records[0].console)
+        guest = next((guest for guest in bench.cluster.guests() if guest.uid == uid), None)
+    assert guest.process is not None
+    timeline.seen["QEMU started"] = started(guest.process)
+    timeline.seen["marker"] = await marker(guest.console)
+    return processor_seconds(guest.process.pid)
 
 
 async def _extras(bench: _Bench, name: str, raw: dict[str, Any]) -> None:
@@ -272,12 +291,10 @@ async def _extras(bench: _Bench, name: str, raw: dict[str, Any]) -> None:
     await _set_state(bench, name, "sleeping")
     await timeline.until("phase sleeping", lambda: "Machine sleeping" in timeline.seen)
     raw["sleep"].append(timeline.seen["Machine sleeping"] - begun)
-    await timeline.until("the VMI to be gone", lambda: not timeline.instance())
+    await timeline.until("VMI and pod to be gone", lambda: not timeline.runs())
     await asyncio.to_thread(bench.cluster.wait_quiet)
-    begun = timeline.begin(name)
-    patching = asyncio.create_task(_set_state(bench, name, "running"))
-    raw["wake"].append(await _until_answer(bench, begun=begun))
-    await patching
+    wake = _set_state(bench, name, "running")
+    raw["wake"].append(await _until_answer(bench, name, change=wake))
 
 
 async def _set_state(bench: _Bench, name: str, state: str) -> None:
@@ -311,7 +328,9 @@ async def _ssh(bench: _Bench, address: str) -> None:
 
 async def _kubectl(bench: _Bench, *words: str, stdin: str | None = None) -> None:
     program = str(bench.cluster.paths.bin / "kubectl")
-    await _run(program, *words, what=f"kubectl {words[0]}", stdin=stdin, env=bench.cluster.environment())
+    await _run(
+        program, *words, what=f"kubectl {words[0]}", stdin=stdin, env=bench.cluster.environment()
+    )
 
 
 async def _run(
@@ -349,13 +368,23 @@ def _figures(raw: dict[str, Any]) -> list[Figure]:
         measured("kubectl apply to SSH, as a multiple of the bare boot", ratios, "x", limit=_RATIO),
         measured("bare boot to SSH", bare, "s"),
         *_steps(raw["bare"], _BARE_STEPS),
+        *_processor(raw["bare"]),
         measured("kubectl apply to SSH", operator, "s"),
         *_steps(raw["operator"], _OPERATOR_STEPS),
+        *_processor(raw["operator"]),
         measured("wake (kubectl patch) to SSH", wake, "s"),
         *_steps(raw["wake"], _WAKE_STEPS),
         measured("kubectl patch to phase sleeping", raw["sleep"], "s"),
         measured("one command over ssh, to the loopback address", raw["direct ssh"], "s"),
         measured("one command over local ssh, through the API server", raw["local ssh"], "s"),
+    ]
+
+
+def _processor(runs: list[Times]) -> list[Figure]:
+    """The seconds of one processor that were used: the same on an idle machine and on a busy one."""
+    return [
+        measured("  used by the guest until it spoke", [run[_GUEST_CPU] for run in runs], "cpu s"),
+        measured("  used by the control plane", [run[_PLANE_CPU] for run in runs], "cpu s"),
     ]
 
 

@@ -26,7 +26,7 @@ from machine_operator.local.paths import ClusterPaths
 from machine_operator.local.processes import resident_mib
 from machine_operator.local.settings import ClusterSettings, read_json
 
-__all__ = ["BenchError", "Cluster", "progress", "scratch", "terminable"]
+__all__ = ["BenchError", "Cluster", "processor_seconds", "progress", "scratch", "terminable"]
 
 _UP_LIMIT = 1800.0
 """Seconds; the first one may have to build everything."""
@@ -47,7 +47,7 @@ def terminable() -> None:
     """Let SIGTERM unwind like Ctrl-C does, so that everything that was started is taken down."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, interrupt)
 
@@ -70,6 +70,12 @@ def _remove(directory: Path) -> None:
             if not path.is_symlink():
                 path.chmod(0o700)
     shutil.rmtree(directory)
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used so far, in seconds of one processor."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Cluster:
@@ -95,7 +101,7 @@ class Cluster:
             _remove(self.paths.data)
 
     def command(self, *words: str) -> list[str]:
-        """argv of a `local` command for this cluster."""
+        """The argv of a `local` command for this cluster."""
         which = ["--name", self.paths.name, "--data", str(self.paths.data)]
         return [str(self._program), "local", words[0], *which, *words[1:]]
 
@@ -110,7 +116,11 @@ class Cluster:
     def status(self) -> dict[str, Any]:
         """What `local status --json` says."""
         answer = subprocess.run(
-            self.command("status", "--json"), capture_output=True, text=True, check=False, timeout=60
+            self.command("status", "--json"),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
         value: dict[str, Any] = json.loads(answer.stdout)
         return value
@@ -169,20 +179,17 @@ class Cluster:
     def wait_quiet(self, *, limit: float = 20.0) -> None:
         """Wait until the control plane has worked off what it was told, or for `limit` seconds."""
         deadline = time.monotonic() + limit
-        before = self._processor_seconds()
+        before = self.processor_seconds()
         while time.monotonic() < deadline:
             time.sleep(0.5)
-            after = self._processor_seconds()
+            after = self.processor_seconds()
             if after - before < 0.06:  # of 0.5 s of one core; idle it uses a third of that
                 return
             before = after
 
-    def _processor_seconds(self) -> float:
-        ticks = 0
-        for pid in self.processes().values():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+    def processor_seconds(self) -> float:
+        """What everything but guests has used so far, in seconds of one processor."""
+        return sum(processor_seconds(pid) for pid in self.processes().values())
 
     def _timed(self, *words: str, limit: float) -> float:
         begun = time.monotonic()

@@ -95,7 +95,10 @@ class Report:
     name: str
     figures: list[Figure] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
-    machine: dict[str, Any] = field(default_factory=lambda: _machine())
+    machine: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.machine = _machine()
 
     def add(self, *figures: Figure) -> None:
         """Take figures in."""
@@ -110,8 +113,8 @@ class Report:
         """Print the table."""
         table = Table(box=None, title=f"{self.name}: {self.machine['summary']}", title_style="")
         for title in ("FIGURE", "VALUE", "MIN", "MAX", "N", "UNIT", "MUST", "HOLDS"):
-            justify = "left" if title in ("FIGURE", "UNIT", "MUST", "HOLDS") else "right"
-            table.add_column(title, justify=justify, no_wrap=True)
+            number = title in ("VALUE", "MIN", "MAX", "N")
+            table.add_column(title, justify="right" if number else "left", no_wrap=True)
         for figure in self.figures:
             row = figure.to_json()
             table.add_row(

@@ -94,7 +94,7 @@ def _hollow(report: Report, cluster: Cluster, *, machines: int) -> None:
 
 def _machines(cluster: Cluster, count: int) -> None:
     """Apply machines and wait until all of them are Ready."""
-    manifests = [json.loads(machine_manifest(f"memory-{n}")) for n in range(count)]
+    manifests = [json.loads(machine_manifest(f"memory-{n}", vcpu=0.25)) for n in range(count)]
     whole = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
     cluster.kubectl("apply", "-f", "-", stdin=whole)
     cluster.kubectl(

@@ -35,9 +35,12 @@ def measure(report: Report, directory: Path, *, repeats: int) -> None:
     for data, runs in ups.items():
         name = f"local up, {data} data"
         report.add(measured(name, [run["in all"] for run in runs], "s", limit=_UP_LIMIT))
-        for step in runs[0]:
-            if step != "in all":
-                report.add(measured(f"  {step}", [run.get(step, 0.0) for run in runs], "s"))
+        steps = [
+            measured(f"  {step}", [run[step] for run in runs], "s")
+            for step in runs[0]
+            if step != "in all"
+        ]
+        report.add(*sorted(steps, key=lambda figure: -figure.value))
     report.add(measured("local down, no machines", downs, "s", limit=_DOWN_LIMIT))
 
 

@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from machine_operator.kube.resources import (
 from machine_operator.local.guest.image import CONSOLE_MARKER
 from machine_operator.local.processes import ProcessRecord
 
-__all__ = ["NAMESPACE", "Timeline", "marker", "now", "started", "watching"]
+__all__ = ["Timeline", "marker", "now", "started", "watching"]
 
-NAMESPACE = "default"
+_NAMESPACE = "default"
 
 _GLANCE = 0.02
 """Seconds between looks at a file; the same for both arms of a comparison."""
@@ -50,14 +50,16 @@ def started(process: ProcessRecord) -> float:
     return process.started / os.sysconf("SC_CLK_TCK")
 
 
-async def marker(console: Path, *, offset: int = 0) -> float:
+async def marker(console: Path) -> float:
     """Wait until the guest says on its console that its sshd listens; returns when that was."""
-    wanted = CONSOLE_MARKER.encode()
     while True:
-        with suppress(FileNotFoundError):
-            if wanted in console.read_bytes()[offset:]:
-                return now()
+        if _spoke(console):
+            return now()
         await asyncio.sleep(_GLANCE)
+
+
+def _spoke(console: Path) -> bool:
+    return console.exists() and CONSOLE_MARKER.encode() in console.read_bytes()
 
 
 class Timeline:
@@ -101,6 +103,11 @@ class Timeline:
     def instance(self) -> Object:
         """Its VMI, {} where there is none."""
         return next(self._ours("VirtualMachineInstance"), {})
+
+    def runs(self) -> bool:
+        """Whether it still has a VMI or a pod."""
+        kinds = ("VirtualMachineInstance", "Pod")
+        return any(next(self._ours(kind), None) for kind in kinds)
 
     def gone(self) -> bool:
         """Whether nothing of it is left."""
@@ -167,11 +174,11 @@ async def watching(cluster: Cluster) -> AsyncIterator[Timeline]:
 
 async def _watch(client: KubeClient, resource: Resource, timeline: Timeline) -> None:
     while True:
-        listed = await client.list(resource, namespace=NAMESPACE)
+        listed = await client.list(resource, namespace=_NAMESPACE)
         timeline.current[resource.kind] = {}
         for item in listed["items"]:
             timeline.take(resource, {"type": "ADDED", "object": item})
         version = listed["metadata"]["resourceVersion"]
-        async for event in client.watch(resource, namespace=NAMESPACE, resource_version=version):
+        async for event in client.watch(resource, namespace=_NAMESPACE, resource_version=version):
             if event["type"] != "BOOKMARK":
                 timeline.take(resource, event)

@@ -1,4 +1,4 @@
-"""What the cluster tests work with: a local cluster of their own, machines in it, and the host's processes.
+"""What the cluster tests work with: a local cluster of their own, and machines in it.
 
 Everything goes the way that people go: `kubectl` and the command line in processes of their own. Whatever is waited
 for is waited for with a deadline, and a wait that fails says what it saw last.
@@ -6,19 +6,19 @@ for is waited for with a deadline, and a wait that fails says what it saw last.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 from typing import Any, TypeVar
+
+from tests.cluster.host import guests_by_machine
 
 from machine_operator.kubevirt.names import child_names
 from machine_operator.local import cluster as local_cluster
@@ -26,6 +26,7 @@ from machine_operator.local.logfiles import tail
 from machine_operator.local.paths import ClusterPaths, cache_directory
 from machine_operator.local.progress import progress_for
 from machine_operator.local.settings import ClusterSettings, read_json
+from machine_operator.local.ssh import SshError, ssh_command
 
 __all__ = [
     "MINUTE",
@@ -33,9 +34,6 @@ __all__ = [
     "Completed",
     "Machine",
     "Object",
-    "OneGuestEach",
-    "listeners",
-    "one_guest_each",
     "run",
     "until",
 ]
@@ -102,6 +100,8 @@ class Cluster:
 
     paths: ClusterPaths
     qemu: bool = True
+    prefix: tuple[str, ...] = ()
+    """Put before every `machine-operator`: how to become the user whose cluster it is."""
 
     def up(self) -> None:
         """As `local up` does; in this process, so that the first build shows its progress."""
@@ -132,7 +132,7 @@ class Cluster:
         """The argv of `machine-operator local VERB` for this cluster."""
         which = ["--name", self.paths.name, "--data", str(self.paths.data)]
         program = [sys.executable, "-m", "machine_operator.cli.main"]
-        return [*program, "local", verb, *which, *args]
+        return [*self.prefix, *program, "local", verb, *which, *args]
 
     def local(
         self, verb: str, *args: str, check: bool = True, timeout: float = 3 * MINUTE
@@ -273,12 +273,32 @@ class Machine:
         where = ("--namespace", self.namespace, self.name)
         return self.cluster.local("ssh", *where, "--", *command, check=check, timeout=MINUTE)
 
+    def run(self, command: str, *, check: bool = True) -> str:
+        """What a command in the guest prints, by the short way: straight to its address.
+
+        The same login as `ssh` with the same keys, but without the two Python processes of that.
+        """
+        login = ssh_command(
+            self.cluster.paths, namespace=self.namespace, machine=self.name, command=[command]
+        )
+        try:
+            argv = asyncio.run(login)
+        except SshError as error:
+            raise AssertionError(str(error)) from error
+        [proxy] = [at for at, word in enumerate(argv) if word.startswith("ProxyCommand=")]
+        addresses = self.status.get("addresses")
+        assert addresses, f"{self.name} has no address"
+        argv[proxy] = f"HostName={addresses[0]}"
+        port = str(self.cluster.settings.ssh_port)
+        argv[1:1] = ["-p", port, "-o", "ConnectTimeout=20", "-o", "BatchMode=yes"]
+        return run(argv, check=check, timeout=MINUTE).stdout.strip()
+
     def boot_id(self) -> str:
         """Differs from boot to boot of the guest."""
-        return self.ssh("cat /proc/sys/kernel/random/boot_id").stdout.strip()
+        return self.run("cat /proc/sys/kernel/random/boot_id")
 
     def answers(self) -> bool:
-        """Whether it can be logged in to; an AssertionError says why not."""
+        """Whether it can be logged in to with `local ssh`; an AssertionError says why not."""
         return self.ssh("echo here").stdout.strip() == "here"
 
     def guests(self) -> list[int]:
@@ -294,80 +314,3 @@ class Machine:
             for item in self.cluster.items("vm,vmi,pods,pvc,secrets", namespace=self.namespace)
             if item["metadata"]["name"] in marks or uid in json.dumps(item["metadata"])
         ]
-
-
-# ---- the host
-
-
-def guests_by_machine() -> dict[str, list[int]]:
-    """The QEMU processes of all machines on this host: Machine UID -> pids."""
-    found: dict[str, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            argv = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue  # it ended meanwhile
-        if b"qemu-system" in argv[0] and b"-uuid" in argv:
-            uid = argv[argv.index(b"-uuid") + 1].decode()
-            found.setdefault(uid, []).append(int(entry.name))
-    return found
-
-
-class OneGuestEach:
-    """Looks all the time whether any machine has two guests."""
-
-    def __init__(self) -> None:
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="one guest each", daemon=True)
-        self._worst: dict[str, list[int]] = {}
-        self._looks = 0
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End, and fail where two guests of one machine were seen.
-
-        Raises:
-            AssertionError: with the machine's UID and the pids.
-        """
-        self._over.set()
-        self._thread.join()
-        assert self._looks > 0, "nobody looked"
-        assert not self._worst, f"machines with more than one QEMU at a time: {self._worst}"
-
-    def _look(self) -> None:
-        while not self._over.wait(0.03):
-            self._looks += 1
-            for uid, pids in guests_by_machine().items():
-                if len(pids) > 1:
-                    self._worst[uid] = pids
-
-
-@contextmanager
-def one_guest_each() -> Iterator[None]:
-    """Fails where a machine had two guests at any time in the block."""
-    watch = OneGuestEach()
-    watch.start()
-    try:
-        yield
-    finally:
-        watch.stop()
-
-
-def listeners(settings: ClusterSettings) -> list[str]:
-    """The listening sockets that belong to a cluster: its ports, and its machines' addresses."""
-    network, ports = IPv4Network(settings.network), set(settings.ports.values())
-    found = []
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        local, state = line.split()[1], line.split()[3]
-        if state != "0A":
-            continue
-        address = IPv4Address(bytes.fromhex(local[:8])[::-1])
-        port = int(local[9:], 16)
-        if address in network or (str(address) == "127.0.0.1" and port in ports):
-            found.append(f"{address}:{port}")
-    return found

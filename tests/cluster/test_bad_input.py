@@ -9,7 +9,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-
 from tests.cluster.support import Cluster, Completed, Machine, until
 
 pytestmark = pytest.mark.cluster
@@ -55,7 +54,9 @@ def test_a_manifest_with_a_mistake_creates_nothing(
 def test_a_change_that_cannot_be_made_is_refused_and_the_machine_stays(machine: Machine) -> None:
     machine.apply(storage_gib=2).wait_ready()
     children = machine.children()
-    assert "storage_gib can grow but never shrink: it is 2, so use 2 or more, not 1" in refused(machine, storage_gib=1)
+    assert "storage_gib can grow but never shrink: it is 2, so use 2 or more, not 1" in refused(
+        machine, storage_gib=1
+    )
     machine.patch(desired_state="destroyed")
     assert "a destroyed machine cannot come back" in refused(machine, desired_state="running")
     assert children, "it had no children"
@@ -78,7 +79,8 @@ def test_an_image_that_is_not_there_is_told_and_corrected(machine: Machine) -> N
     assert "Correct spec.image" in stalled["message"]
     assert machine.condition("Reconciling")["status"] == "False"
 
-    assert len(versions_within(machine, seconds=10)) <= 4
+    # It changes with what the pull says (error, back-off, error), and with nothing else.
+    assert len(versions_within(machine, seconds=10)) <= 6
 
     machine.apply(image="debian:12").wait_phase("running").wait_ready()
     assert "last_error" not in machine.status
@@ -107,7 +109,7 @@ def test_a_quota_is_told_and_room_in_it_is_used(machine: Machine) -> None:
         "spec": {"hard": {"persistentvolumeclaims": "0"}},
     }
     machine.kubectl("apply", "-f", "-", input=json.dumps(quota))
-    used = 'jsonpath={.status.hard.persistentvolumeclaims}'
+    used = "jsonpath={.status.hard.persistentvolumeclaims}"
     until(
         lambda: machine.kubectl("get", "quota", "small", "-o", used).stdout == "0",
         "the quota to be counted",

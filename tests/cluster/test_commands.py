@@ -16,11 +16,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from tests.cluster.host import listeners
+from tests.cluster.support import MINUTE, Cluster, Machine, run, until
 
 from machine_operator.local import cluster as local_cluster
 from machine_operator.local.paths import cluster_paths
 from machine_operator.local.processes import marked_processes
-from tests.cluster.support import MINUTE, Cluster, Machine, listeners, run, until
 
 pytestmark = pytest.mark.cluster
 
@@ -37,7 +38,7 @@ COMPONENTS = {
 
 
 @pytest.fixture(scope="module")
-def spare(spare_cluster: Cluster) -> Iterator[Cluster]:
+def spare(spare_cluster: Cluster) -> Cluster:
     """A cluster that was brought up by two commands at the same time."""
     starts = [
         subprocess.Popen(
@@ -144,9 +145,7 @@ def test_a_name_that_cannot_be_used_is_refused() -> None:
 
 def test_missing_packages_are_told_with_the_command_that_installs_them(tmp_path: Path) -> None:
     paths = cluster_paths("poor", data=tmp_path / "poor")
-    done = run(
-        Cluster(paths).command("up"), env={**os.environ, "PATH": str(tmp_path)}, check=False
-    )
+    done = run(Cluster(paths).command("up"), env={**os.environ, "PATH": str(tmp_path)}, check=False)
     assert done.returncode == 1
     assert "sudo apt-get install --no-install-recommends " in done.stderr
     assert "qemu-system-x86" in done.stderr
@@ -156,7 +155,7 @@ def test_missing_packages_are_told_with_the_command_that_installs_them(tmp_path:
 def test_a_full_disk_is_told_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024 - as shutil has it
+    usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 5 * 2**20))
     poor = Cluster(cluster_paths("poor", data=tmp_path / "poor"), qemu=False)
     with pytest.raises(local_cluster.ClusterError, match=r"5 MiB left; the cluster needs 1024"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -329,11 +330,12 @@ def test_a_stock_cloud_guest_takes_the_same_seed(cache: Path, keys: Keys, tmp_pa
         image, directory=tmp_path / "cloud", keys=keys, seed=keys.seed(), home=home, memory=512
     ) as guest:
         started = time.monotonic()
-        # A stock image has no marker of ours; each try has its own time-out, so this is no busy loop.
+        finished = re.compile(r"Cloud-init v\. \S+ finished at")
         guest.wait_for(
-            "SSH login", lambda: guest.ssh("true", seconds=60).returncode == 0, seconds=300
+            "end of cloud-init", lambda: finished.search(guest.console()) is not None, seconds=300
         )
-        print(f"login after {time.monotonic() - started:.1f} s")
+        print(f"cloud-init finished after {time.monotonic() - started:.1f} s")
+        assert "Datasource DataSourceNoCloud" in guest.console()
         assert guest.run("id -un; uname -n; sudo id -u").split() == ["machine", HOST, "0"]
         assert guest.run("sudo cat /etc/plain") == 'it\'s "plain" \\n $HOME\nté\nmore\n'
         guest.assert_certificates_work()

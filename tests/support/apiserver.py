@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import copy
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from tests.support.apply import Path, apply_fields, merge
+
+import orjson
 from machine_operator.kube import resources
 from machine_operator.kube.errors import ApiError, Unreachable, from_status
 from machine_operator.kube.resources import Resource
 
-from tests.support.apply import Path, apply_fields, merge
-
-__all__ = ["FakeApi", "Request", "Stored"]
+__all__ = ["FakeApi", "Request", "Stored", "copied", "failure"]
 
 Object = dict[str, Any]
 Id = tuple[str, str, str]
@@ -65,6 +65,11 @@ class Request:
         return f"{self.verb} {target}"
 
 
+def copied(value: Any) -> Any:
+    """A deep copy by way of JSON, as over the wire (and several times faster than `copy`)."""
+    return orjson.loads(orjson.dumps(value))
+
+
 def failure(code: int, reason: str, message: str) -> ApiError:
     """The error that a client makes of such an answer."""
     return from_status(code, {"kind": "Status", "reason": reason, "message": message, "code": code})
@@ -98,12 +103,12 @@ class FakeApi:
 
     def all(self, plural: str) -> list[Object]:
         """Copies of all objects of a kind."""
-        return [copy.deepcopy(s.body) for (p, _, _), s in self.objects.items() if p == plural]
+        return [copied(s.body) for (p, _, _), s in self.objects.items() if p == plural]
 
     def edit(self, plural: str, name: str, change: Callable[[Object], Any]) -> None:
         """Change an object directly, as some other client would."""
         stored = self.objects[(plural, "ns", name)]
-        before = copy.deepcopy(stored.body)
+        before = copied(stored.body)
         change(stored.body)
         self._store(plural, stored, before)
 
@@ -136,7 +141,7 @@ class FakeApi:
             error = rule(request)
             if error is not None:
                 raise error
-        return copy.deepcopy(getattr(self, f"_{request.verb}")(request))
+        return copied(getattr(self, f"_{request.verb}")(request))
 
     def _list(self, request: Request) -> Object:
         selector = request.params.get("labelSelector")
@@ -151,7 +156,7 @@ class FakeApi:
         return self._stored(request).body
 
     def _create(self, request: Request) -> Object:
-        body = copy.deepcopy(request.body)
+        body = copied(request.body)
         key = (request.plural, body["metadata"]["namespace"], body["metadata"]["name"])
         if key in self.objects:
             raise failure(409, "AlreadyExists", f"{request.plural} {key[2]!r} already exists")
@@ -159,7 +164,7 @@ class FakeApi:
 
     def _apply(self, request: Request) -> Object:
         key = self._key(request)
-        manager, body = request.params["fieldManager"], copy.deepcopy(request.body)
+        manager, body = request.params["fieldManager"], copied(request.body)
         stored = self.objects.get(key)
         if stored is None:
             if request.subresource:
@@ -167,7 +172,7 @@ class FakeApi:
             stored = Stored({"metadata": {"name": request.name, "namespace": request.namespace}})
             apply_fields(stored.body, body, owned=stored.owned, manager=manager)
             return self._new(key, stored).body
-        before = copy.deepcopy(stored.body)
+        before = copied(stored.body)
         if request.subresource == "status":
             part = {"status": body.get("status", {})}
             owned = {m: {p for p in ps if p[0] == "status"} for m, ps in stored.owned.items()}
@@ -186,7 +191,7 @@ class FakeApi:
 
     def _patch(self, request: Request) -> Object:
         stored = self._stored(request)
-        body, before = copy.deepcopy(request.body), copy.deepcopy(stored.body)
+        body, before = copied(request.body), copied(stored.body)
         expected = body.get("metadata", {}).pop("resourceVersion", None)
         if expected is not None and expected != before["metadata"]["resourceVersion"]:
             raise failure(409, "Conflict", f"{request.name}: the object has been modified")
@@ -201,7 +206,7 @@ class FakeApi:
         meta = stored.body["metadata"]
         if uid is not None and uid != meta["uid"]:
             raise failure(409, "Conflict", f"{request.name}: the uid is {meta['uid']}, not {uid}")
-        before = copy.deepcopy(stored.body)
+        before = copied(stored.body)
         if "deletionTimestamp" not in meta:
             meta["deletionTimestamp"] = _now()
             if request.plural in _GENERATION:
@@ -234,6 +239,9 @@ class FakeApi:
             body["metadata"]["generation"] = 1
         self.objects[key] = stored
         self._emit("ADDED", key[0], body, None)
+        owners = [reference["uid"] for reference in body["metadata"].get("ownerReferences") or []]
+        if owners and not any(s.body["metadata"]["uid"] in owners for s in self.objects.values()):
+            asyncio.get_running_loop().call_later(1.0, self._collect, owners[0])
         return stored
 
     def _store(self, plural: str, stored: Stored, before: Object) -> Stored:
@@ -254,11 +262,11 @@ class FakeApi:
     def _emit(self, kind: str, plural: str, body: Object, before: Object | None) -> None:
         self.version += 1
         body["metadata"]["resourceVersion"] = str(self.version)
-        self.history.append((self.version, kind, plural, copy.deepcopy(body), before))
+        self.history.append((self.version, kind, plural, copied(body), before))
         self.changes.append(f"{kind} {plural}/{body['metadata']['name']}")
         self._wake()
         for listener in self.listeners:
-            listener(kind, plural, copy.deepcopy(body))
+            listener(kind, plural, copied(body))
 
     def _collect(self, owner: str) -> None:
         """The garbage collector: children whose owner is gone go as well."""
@@ -283,17 +291,17 @@ class FakeApi:
             raise failure(410, "Expired", f"too old resource version: {since}")
         cut, position = self._cut, since
         while True:
+            until, news = self.version, self._news
             start = bisect.bisect_right(self.history, position, key=lambda entry: entry[0])
             for _, kind, what, body, before in self.history[start:]:
                 if what != plural:
                     continue
                 event = _seen_through(selector, kind, body, before)
                 if event is not None:
-                    yield {"type": event, "object": copy.deepcopy(body)}
-            position = max(position, self.version)
+                    yield {"type": event, "object": copied(body)}
+            position = max(position, until)
             if self._cut != cut:
                 raise Unreachable(f"watch {plural}: the connection broke")
-            news = self._news
             try:
                 async with asyncio.timeout(bookmarks):
                     await news.wait()

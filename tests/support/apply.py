@@ -23,7 +23,7 @@ def apply_fields(obj: Object, body: Object, *, owned: dict[str, set[Path]], mana
     wanted = _flatten(body)
     gone = owned.get(manager, set()) - set(wanted)
     others = set().union(*(paths for name, paths in owned.items() if name != manager))
-    for path in sorted(gone - others, key=len, reverse=True):
+    for path in sorted(gone - others, key=_is_key):  # an element is found by its key until the end
         _remove(obj, path)
     for path, value in wanted.items():
         _set(obj, path, value)
@@ -87,6 +87,10 @@ def _element(items: list[Any], part: tuple[str, Any]) -> Object:
     return items[-1]  # type: ignore[no-any-return]
 
 
+def _is_key(path: Path) -> bool:
+    return len(path) > 1 and isinstance(path[-2], tuple) and path[-2][0] == path[-1]
+
+
 def _remove(obj: Object, path: Path) -> None:
     """Take one field out, and the containers that it leaves empty."""
     trail: list[tuple[Any, Any]] = []
@@ -103,7 +107,6 @@ def _remove(obj: Object, path: Path) -> None:
             return
     for container, part in reversed(trail):
         if isinstance(part, tuple) and part[0]:
-            container[:] = [item for item in container if item.get(part[0]) != part[1] or item]
             container[:] = [item for item in container if item]
         elif isinstance(part, tuple):
             container.remove(part[1])

@@ -1,18 +1,17 @@
 """KubeVirt, its node and a storage provisioner, simulated over a FakeApi: objects move as the real ones do.
 
-VM -> VMI -> Pending, Scheduling, Scheduled, Running, Ready; a stop deletes the VMI, which ends after a while; a VMI that
-ended is replaced while the VM is `Always`. Disks are bound by their first consumer, grow, and are protected while in
-use. What can go wrong is switched on by the attributes.
+VM -> VMI -> Pending, Scheduling, Scheduled, Running, Ready; a stop deletes the VMI, which ends after a while; a VMI
+that ended is replaced while the VM is `Always`. Disks are bound by their first consumer, grow, and are protected while
+in use. What can go wrong is switched on by the attributes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import uuid
 from typing import Any
 
-from tests.support.apiserver import FakeApi, Object, Stored
+from tests.support.apiserver import FakeApi, Object, Stored, copied
 
 __all__ = ["FakeKubeVirt"]
 
@@ -59,7 +58,7 @@ class FakeKubeVirt:
 
     def _get(self, plural: str, name: str) -> Object | None:
         stored = self.api.objects.get((plural, "ns", name))
-        return copy.deepcopy(stored.body) if stored else None
+        return copied(stored.body) if stored else None
 
     def _sync(self, name: str) -> None:
         self._sync_claim(f"{name}-home", name)
@@ -103,7 +102,7 @@ class FakeKubeVirt:
             self._vm_status(name, conditions=[failure])
             self._loop.call_later(1.0, self._sync, name)
             return
-        template = copy.deepcopy(vm["spec"]["template"])
+        template = copied(vm["spec"]["template"])
         meta = {
             **template.get("metadata", {}),
             "name": name,

@@ -68,10 +68,11 @@ def machine_object(
     }
 
 
-def a_machine(*, status: MachineStatus | None = None, **parts: Any) -> Machine:
+def a_machine(*, status: MachineStatus | Object | None = None, **parts: Any) -> Machine:
     """The same as a model."""
-    machine = read_machine(machine_object(**parts))
-    return machine if status is None else machine.model_copy(update={"status": status})
+    if isinstance(status, MachineStatus):
+        status = status.to_dict()
+    return read_machine(machine_object(status=status, **parts))
 
 
 def a_vm(**changes: Any) -> VirtualMachineView:

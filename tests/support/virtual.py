@@ -55,4 +55,4 @@ async def eventually(
     while not holds():
         if loop.time() > deadline:
             raise AssertionError(f"not so after {within:.0f} s; the state: {state()}")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)

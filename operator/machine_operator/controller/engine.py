@@ -77,6 +77,9 @@ class Engine:
             # It passed an older CRD; only its owner can mend it.
             log.error("%s", error)
             return
+        if machine.metadata.deletionTimestamp is not None and not machine.metadata.finalizers:
+            self.lost_machine(obj)  # the answer to our last write, which the event can have overtaken
+            return
         known = self._machines.get(key)
         if known is not None and _older(machine, known):
             return
@@ -124,6 +127,5 @@ class Engine:
 
 
 def _older(new: Machine, known: Machine) -> bool:
-    if new.metadata.uid != known.metadata.uid:
-        return False
+    # Versions grow over all objects of a kind: this also tells a late word of a Machine from its successor of that name.
     return int(new.metadata.resourceVersion) < int(known.metadata.resourceVersion)

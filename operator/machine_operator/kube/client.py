@@ -268,7 +268,10 @@ class KubeClient:
             async with self.session.get(
                 self.connection.server + path,
                 params=params,
-                timeout=aiohttp.ClientTimeout(total=None, connect=5.0, sock_connect=5.0),
+                # sock_read: a pooled connection that died half-open would take the request and stay silent.
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=5.0, sock_connect=5.0, sock_read=INACTIVITY
+                ),
             ) as response:
                 if response.status >= 400:
                     raise _failure(response, await response.read(), request)

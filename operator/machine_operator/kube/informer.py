@@ -75,6 +75,7 @@ class Informer(Generic[T]):
         self._cache: dict[Key, T] = {}
         self._versions: dict[Key, int] = {}
         self._version: str | None = None
+        self._heard = False
 
     @property
     def cache(self) -> Mapping[Key, T]:
@@ -93,31 +94,37 @@ class Informer(Generic[T]):
 
         Whoever decides next then sees what was just done, and does not do it again.
         """
-        self._learn(_key(item), item)
+        # What the stream is past already, it has told; a deletion can have overtaken this answer.
+        if _version(item) > int(self._version or 0):
+            self._learn(_key(item), item)
 
     async def run(self) -> None:
-        """Follow the API server until cancelled. Outages are waited for, with growing pauses."""
+        """Follow the API server until cancelled. Whatever ends a watch, the next one comes after a pause, which
+        grows for as long as watches bring nothing: so neither an outage nor a server that hangs up is stormed.
+        """
         pause = self._FIRST_PAUSE
         while True:
+            self._heard = False
             try:
                 if self._version is None:
                     await self._relist()
-                pause = self._FIRST_PAUSE
                 await self._follow()
             except Expired:
                 self._version = None
             except KubeError as error:
-                log.warning(
-                    "watch of %s: %s; again in about %.0f s", self.resource.plural, error, pause
-                )
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(pause * 2, self._LONGEST_PAUSE)
+                log.warning("watch of %s: %s", self.resource.plural, error)
+            if self._heard:
+                pause = self._FIRST_PAUSE
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, self._LONGEST_PAUSE)
 
     async def _relist(self) -> None:
         answer = await self._client.list(self.resource, **self._scope)
         found: dict[Key, dict[str, Any]] = {_key(item): item for item in answer.get("items") or []}
+        made_at = _version(answer)
         for key in [key for key in self._cache if key not in found]:
-            self._forget(key)
+            if self._versions[key] <= made_at:  # else we wrote it after the list was made
+                self._forget(key)
         for key, item in found.items():
             self._learn(key, item)
         self._version = answer["metadata"]["resourceVersion"]
@@ -130,16 +137,17 @@ class Informer(Generic[T]):
         ):
             item = event["object"]
             self._version = item["metadata"]["resourceVersion"]
+            self._heard = True
             match event["type"]:
                 case "ADDED" | "MODIFIED":
                     self._learn(_key(item), item)
-                case "DELETED":
+                case "DELETED" if _version(item) >= self._versions.get(_key(item), 0):
                     self._forget(_key(item))
-                case _:  # BOOKMARK: only the version matters
+                case _:  # BOOKMARK, or the end of what a newer write of ours has replaced
                     pass
 
     def _learn(self, key: Key, item: dict[str, Any]) -> None:
-        version = int(item["metadata"]["resourceVersion"])
+        version = _version(item)
         if version < self._versions.get(key, 0):
             return  # older than what an own write brought already
         self._versions[key] = version
@@ -157,6 +165,10 @@ class Informer(Generic[T]):
         old = self._cache.pop(key, None)
         if old is not None:
             self._on_change(key, old, None)
+
+
+def _version(item: Mapping[str, Any]) -> int:
+    return int(item["metadata"]["resourceVersion"])
 
 
 def _key(item: Mapping[str, Any]) -> Key:

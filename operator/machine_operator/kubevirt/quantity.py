@@ -7,7 +7,7 @@ from decimal import Decimal
 
 __all__ = ["parse_quantity"]
 
-_FORM = re.compile(r"^([+-]?[0-9.]+)([eE][+-]?[0-9]+|[A-Za-z]{0,2})$")
+_FORM = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))([eE][+-]?[0-9]+|[A-Za-z]{0,2})")
 _FACTORS: dict[str, Decimal] = {
     f"{letter}i": Decimal(2) ** (10 * power) for power, letter in enumerate("KMGTPE", start=1)
 } | {
@@ -24,11 +24,11 @@ def parse_quantity(text: str | float) -> Decimal:
     Raises:
         ValueError: it is not a quantity.
     """
-    found = _FORM.match(str(text))
+    found = _FORM.fullmatch(str(text))
     if found is None:
         raise ValueError(f"{text!r} is not a Kubernetes quantity")
     number, suffix = found.groups()
-    if suffix[:1] in ("e", "E") and len(suffix) > 1:
+    if suffix[-1:].isdigit():  # an exponent, and not the "Ei" of exbibytes
         return Decimal(number + suffix)
     factor = _FACTORS.get(suffix)
     if factor is None:

@@ -72,7 +72,8 @@ def _vm_trouble(conditions: Mapping[str, Object], status: Object, printable: str
 
 
 def _refusal(message: str) -> Trouble:
-    quota = "exceeded quota" in message or "LimitRange" in message
+    # "exceeded quota", "failed quota: ... must specify"; LimitRanger names only itself as "usage per Pod is ...".
+    quota = "quota: " in message or " per Pod is " in message or " per Container is " in message
     return Trouble(Reason.QUOTA_EXCEEDED if quota else Reason.VIRTUAL_MACHINE_REFUSED, message)
 
 

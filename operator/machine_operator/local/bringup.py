@@ -142,14 +142,13 @@ class Bringup:
         try:
             await self._retrying(lambda: self._client.request("POST", collection, body=item))
         except AlreadyExists:
-            # Owned fields only: others (the API server, virt-api) write into some of these too.
+            # A merge patch replaces lists; an apply would keep the port of the start before in a Service's.
             await self._retrying(
                 lambda: self._client.request(
                     "PATCH",
                     f"{collection}/{name}",
-                    params={"fieldManager": "local-cluster", "force": "true"},
                     body=item,
-                    content_type="application/apply-patch+yaml",
+                    content_type="application/merge-patch+json",
                 )
             )
 

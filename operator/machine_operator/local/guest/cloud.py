@@ -43,10 +43,15 @@ _PACKAGES = [
     "udev",
 ]
 _FILES = {
-    # Without this cloud-init asks for every cloud's metadata service in turn, minutes each.
-    "etc/cloud/cloud.cfg.d/90-local.cfg": (
-        "datasource_list: [NoCloud]\nsystem_info: {network: {renderers: [networkd]}}\n"
+    # The last file wins, and Debian's own 90_dpkg.cfg lists every cloud there is. With a list, cloud-init
+    # is switched on only if the seed's disk is already there when systemd starts its generators, which
+    # under load it is not; with one entry it does not look.
+    "etc/cloud/cloud.cfg.d/99_local.cfg": (
+        "datasource_list: [NoCloud]\n"
+        "locale: false\n"
+        "system_info: {network: {renderers: [networkd]}}\n"
     ),
+    "etc/cloud/ds-identify.cfg": "policy: enabled\n",
     "etc/fstab": "/dev/disk/by-label/root / ext4 errors=remount-ro 0 1\n",
     "etc/hostname": "debian\n",
 }

@@ -134,8 +134,6 @@ class Pods:
             self._images.forget(uid)
             self._removed.discard(uid)
             return None
-        if uid in self._removed:
-            return None  # the watch just has not shown it yet
         if pod["metadata"].get("deletionTimestamp"):
             return await self._remove(pod)
         if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
@@ -188,6 +186,8 @@ class Pods:
 
     async def _remove(self, pod: Object) -> float | None:
         metadata = pod["metadata"]
+        if metadata["uid"] in self._removed:
+            return None  # the watch just has not shown it yet
         vmi_uid = _vmi_of(pod)
         if vmi_uid and self._guardian and not self._guardian.over(vmi_uid):
             self._guardian.look_at(vmi_uid)

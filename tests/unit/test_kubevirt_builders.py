@@ -1,0 +1,254 @@
+"""What is applied for a machine: one whole golden example, and what may never happen to the rest."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from machine_operator.controller.hostkeys import new_host_key
+from machine_operator.kubevirt.digest import digest
+from machine_operator.kubevirt.home import build_home, home_digest, released_home
+from machine_operator.kubevirt.names import APPLIED_ANNOTATION, child_names
+from machine_operator.kubevirt.seed import HostKey, build_seed, seed_digest
+from machine_operator.kubevirt.settings import MachineDefaults
+from machine_operator.kubevirt.vm import build_vm, vm_digest
+
+from tests.support.machines import DEFAULTS, KEY, a_machine
+
+GOLDEN = Path(__file__).parents[1] / "data" / "machine-children.yaml"
+HOST_KEY = HostKey(private="PRIVATE\n", public="ssh-ed25519 PUBLIC")
+
+
+def golden_machine() -> Any:
+    return a_machine(spec={"ssh_authorized_keys": [KEY], "storage_class": "fast"})
+
+
+def user_data(secret: dict[str, Any]) -> dict[str, Any]:
+    text = base64.b64decode(secret["data"]["userdata"]).decode()
+    assert text.startswith("#cloud-config\n")
+    config = yaml.safe_load(text)
+    assert config == json.loads(text.removeprefix("#cloud-config\n"))
+    assert isinstance(config, dict)
+    return config
+
+
+def test_the_children_of_one_machine() -> None:
+    machine = golden_machine()
+    found = {
+        "home": build_home(machine),
+        "vm": build_vm(machine, DEFAULTS, run_strategy="Always"),
+    }
+    assert found == yaml.safe_load(GOLDEN.read_text())
+
+
+# ---- VM
+
+
+@pytest.mark.parametrize(
+    ("vcpu", "sockets", "request_", "limit"),
+    [
+        (0.25, 1, "250m", "1"),
+        (0.5, 1, "500m", "1"),
+        (0.75, 1, "750m", "1"),
+        (1, 1, "1000m", "1"),
+        (1.25, 2, "1250m", "2"),
+        (2.75, 3, "2750m", "3"),
+        (16, 16, "16000m", "16"),
+        (128, 128, "128000m", "128"),
+    ],
+)
+def test_sizes(vcpu: float, sockets: int, request_: str, limit: str) -> None:
+    machine = a_machine(spec={"vcpu": vcpu, "memory_mib": 3072})
+    domain = build_vm(machine, DEFAULTS, run_strategy="Halted")["spec"]["template"]["spec"]["domain"]
+    assert domain["cpu"] == {"sockets": sockets, "cores": 1, "threads": 1}
+    assert domain["resources"] == {"requests": {"cpu": request_}, "limits": {"cpu": limit}}
+    assert domain["memory"] == {"guest": "3072Mi"}
+
+
+@given(quarters=st.integers(1, 512))
+def test_the_guest_has_enough_processors_and_never_one_too_many(quarters: int) -> None:
+    vcpu = quarters / 4
+    vm = build_vm(a_machine(spec={"vcpu": vcpu}), DEFAULTS, run_strategy="Always")
+    domain = vm["spec"]["template"]["spec"]["domain"]
+    assert domain["cpu"]["sockets"] == math.ceil(vcpu)
+    assert domain["resources"]["requests"]["cpu"] == f"{quarters * 250}m"
+
+
+def test_nothing_is_left_to_be_filled_in_at_random() -> None:
+    machine = a_machine()
+    template = build_vm(machine, DEFAULTS, run_strategy="Always")["spec"]["template"]["spec"]
+    firmware = template["domain"]["firmware"]
+    assert firmware == {"uuid": machine.metadata.uid, "serial": machine.metadata.uid}
+    assert template["architecture"] == "amd64"
+    assert template["domain"]["machine"] == {"type": "q35"}
+
+
+def test_power_is_no_part_of_the_digest() -> None:
+    on, off = (build_vm(a_machine(), DEFAULTS, run_strategy=s) for s in ("Always", "Halted"))
+    assert on["spec"].pop("runStrategy") == "Always"
+    assert off["spec"].pop("runStrategy") == "Halted"
+    assert "running" not in on["spec"]
+    assert on == off
+
+
+def test_the_digest_reaches_the_instance() -> None:
+    vm = build_vm(a_machine(), DEFAULTS, run_strategy="Always")
+    expected = {APPLIED_ANNOTATION: vm_digest(a_machine(), DEFAULTS)}
+    assert vm["metadata"]["annotations"] == expected
+    assert vm["spec"]["template"]["metadata"]["annotations"] == expected
+
+
+def test_an_image_of_its_own() -> None:
+    def image(**spec: Any) -> str:
+        vm = build_vm(a_machine(spec=spec), DEFAULTS, run_strategy="Always")
+        volumes = {v["name"]: v for v in vm["spec"]["template"]["spec"]["volumes"]}
+        return str(volumes["root"]["containerDisk"]["image"])
+
+    assert image() == DEFAULTS.image
+    assert image(image="quay.io/containerdisks/debian:13") == "quay.io/containerdisks/debian:13"
+
+
+# ---- digests
+
+CHANGES: list[tuple[dict[str, Any], set[str]]] = [
+    ({"vcpu": 0.5}, {"vm"}),
+    ({"memory_mib": 1024}, {"vm"}),
+    ({"image": "other:1"}, {"vm"}),
+    ({"storage_gib": 11}, {"home"}),
+    ({"storage_class": "fast"}, {"home"}),
+    ({"ssh_authorized_keys": [KEY]}, {"seed"}),
+    ({"autosleep": "never"}, set()),
+    ({"desired_state": "sleeping"}, set()),
+    ({"reclaim_policy": "Retain"}, set()),
+]
+
+
+@pytest.mark.parametrize(("spec", "changed"), CHANGES, ids=lambda value: ",".join(value))
+def test_a_change_touches_only_the_child_that_it_is_about(
+    spec: dict[str, Any], changed: set[str]
+) -> None:
+    def digests(machine: Any) -> dict[str, str]:
+        return {
+            "vm": vm_digest(machine, DEFAULTS),
+            "home": home_digest(machine),
+            "seed": seed_digest(machine, DEFAULTS),
+        }
+
+    before, after = digests(a_machine()), digests(a_machine(spec=spec))
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_digests_are_the_same_in_every_process() -> None:
+    assert digest({"b": [1, 0.25, None], "a": "ü"}) == digest({"a": "ü", "b": [1, 0.25, None]})
+    assert digest({"a": 1}) == "015abd7f5cc57a2d"
+
+
+def test_status_and_versions_are_no_part_of_a_digest() -> None:
+    one = a_machine()
+    other = a_machine(resourceVersion="99", generation=7, status={"phase": "running"})
+    assert vm_digest(one, DEFAULTS) == vm_digest(other, DEFAULTS)
+    assert seed_digest(one, DEFAULTS) == seed_digest(other, DEFAULTS)
+    assert home_digest(one) == home_digest(other)
+
+
+# ---- names
+
+
+@given(uid=st.uuids())
+def test_names_fit_everywhere(uid: Any) -> None:
+    names = child_names(str(uid))
+    for name in (names.vm, names.home, names.seed):
+        assert len(name) <= 52
+        assert name.replace("-", "").isalnum()
+        assert name == name.lower()
+    assert len({names.vm, names.home, names.seed}) == 3
+
+
+def test_names_are_derived_from_the_uid_alone() -> None:
+    assert child_names("7f3a9c21-5b1e-4c7d-9a60-3c1f2e4d5a6b").vm == "m-7f3a9c215b1e"
+
+
+@pytest.mark.parametrize("build", ["vm", "home", "seed"])
+def test_every_child_says_whose_it_is(build: str) -> None:
+    machine = a_machine()
+    child = {
+        "vm": lambda: build_vm(machine, DEFAULTS, run_strategy="Always"),
+        "home": lambda: build_home(machine),
+        "seed": lambda: build_seed(machine, DEFAULTS, HOST_KEY),
+    }[build]()
+    (owner,) = child["metadata"]["ownerReferences"]
+    assert owner["uid"] == machine.metadata.uid
+    assert owner["controller"] is True
+    assert child["metadata"]["labels"]["machines.dedaluslabs.ai/uid"] == machine.metadata.uid
+    assert child["metadata"]["labels"]["machines.dedaluslabs.ai/machine"] == "box"
+    assert child["metadata"]["namespace"] == "ns"
+
+
+# ---- home
+
+
+def test_a_released_disk_has_neither_owner_nor_digest() -> None:
+    body = released_home(a_machine())
+    assert "ownerReferences" not in body["metadata"]
+    assert "annotations" not in body["metadata"]
+    assert body["spec"] == build_home(a_machine())["spec"]
+
+
+def test_the_default_class_is_not_spelled_out() -> None:
+    assert "storageClassName" not in build_home(a_machine())["spec"]
+
+
+# ---- seed
+
+
+def test_the_seed_is_cloud_config_with_the_host_key() -> None:
+    secret = build_seed(a_machine(), DEFAULTS, HOST_KEY)
+    config = user_data(secret)
+    assert config["ssh_keys"] == {"ed25519_private": "PRIVATE\n", "ed25519_public": HOST_KEY.public}
+    assert base64.b64decode(secret["data"]["ssh-host-key"]).decode() == "PRIVATE\n"
+    assert config["hostname"] == "box"
+    assert config["ssh_pwauth"] is False
+    assert all(user["lock_passwd"] for user in config["users"])
+
+
+def test_authorized_keys_lie_outside_of_the_home_disk() -> None:
+    config = user_data(build_seed(golden_machine(), DEFAULTS, HOST_KEY))
+    files = {file["path"]: file for file in config["write_files"]}
+    assert files["/etc/ssh/authorized_keys.d/machine"]["content"] == f"{KEY}\n"
+    assert not any(path.startswith("/home") for path in files)
+    assert "AuthorizedKeysFile /etc/ssh/authorized_keys.d/%u" in (
+        files["/etc/ssh/sshd_config.d/10-machine.conf"]["content"]
+    )
+
+
+def test_the_certificate_authority_and_the_port_are_optional() -> None:
+    plain = user_data(build_seed(a_machine(), DEFAULTS, HOST_KEY))
+    assert "TrustedUserCAKeys" not in json.dumps(plain)
+    assert "Port " not in json.dumps(plain)
+    told = MachineDefaults(image="i", ssh_port=2222, ssh_user_ca="ssh-ed25519 CA")
+    full = user_data(build_seed(a_machine(), told, HOST_KEY))
+    files = {file["path"]: file["content"] for file in full["write_files"]}
+    assert files["/etc/ssh/machine_user_ca.pub"] == "ssh-ed25519 CA\n"
+    sshd = files["/etc/ssh/sshd_config.d/10-machine.conf"].splitlines()
+    assert "Port 2222" in sshd
+    assert "TrustedUserCAKeys /etc/ssh/machine_user_ca.pub" in sshd
+
+
+def test_the_host_key_is_no_part_of_the_digest() -> None:
+    bodies = [build_seed(a_machine(), DEFAULTS, new_host_key()) for _ in range(2)]
+    assert bodies[0]["data"] != bodies[1]["data"]
+    assert bodies[0]["metadata"] == bodies[1]["metadata"]
+
+
+def test_a_private_key_is_never_printed() -> None:
+    key = new_host_key()
+    assert "PRIVATE KEY" in key.private
+    assert "PRIVATE" not in repr(key)
+    assert key.public.startswith("ssh-ed25519 AAAA")
