@@ -80,22 +80,23 @@ def test_an_image_that_is_not_there_is_told_and_corrected(machine: Machine) -> N
     assert machine.condition("Reconciling")["status"] == "False"
 
     # It changes with what the pull says (error, back-off, error), and with nothing else.
-    assert len(versions_within(machine, seconds=10)) <= 6
+    seen = versions_within(machine, seconds=10)
+    assert len(seen) <= 6, "\n".join(seen)
 
     machine.apply(image="debian:12").wait_phase("running").wait_ready()
     assert "last_error" not in machine.status
 
 
 def versions_within(machine: Machine, *, seconds: float) -> list[str]:
-    """The resourceVersions that a Machine goes through, the one that it has included."""
+    """The versions that a Machine goes through, the one that it has included, each with what it says."""
     argv = [str(machine.cluster.paths.bin / "kubectl"), "--namespace", machine.namespace]
     argv += ["--kubeconfig", str(machine.cluster.paths.kubeconfig)]
     argv += ["get", "machine", machine.name, "--watch", "-o"]
-    argv += [r'jsonpath={.metadata.resourceVersion}{"\n"}']
+    argv += [r'jsonpath={.metadata.resourceVersion} {.status.reason} {.status.last_error}{"\n"}']
     try:
         subprocess.run(argv, capture_output=True, timeout=seconds, check=True)
     except subprocess.TimeoutExpired as error:
-        seen = (error.stdout or b"").decode().split()
+        seen = (error.stdout or b"").decode().splitlines()
         assert seen, "the watch showed nothing"
         return seen
     raise AssertionError("the watch ended early")

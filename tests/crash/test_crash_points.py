@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-
 from tests.support.apiserver import FakeApi
 from tests.support.virtual import eventually, run_virtual
 from tests.support.world import Operator, World

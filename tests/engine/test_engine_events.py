@@ -6,12 +6,12 @@ import asyncio
 import copy
 from typing import Any
 
-from machine_operator.kube.informer import Key
-
 from tests.support.apiserver import Request
 from tests.support.machines import machine_object
 from tests.support.virtual import eventually, run_virtual
 from tests.support.world import World
+
+from machine_operator.kube.informer import Key
 
 BOX = Key("ns", "box")
 
@@ -129,6 +129,7 @@ def test_a_machine_that_vanished_without_a_word_is_dropped() -> None:
             await world.quiet(seconds=2000.0, within=20000.0)
             children = {plural for plural, _, _ in world.api.objects}
             assert children == set(), f"children of a machine that is no more: {children}"
+            assert BOX not in process.engine._machines, "it is tried for ever"
 
     run_virtual(scenario())
 
@@ -180,7 +181,7 @@ def test_create_answers_conflict_for_the_same_name() -> None:
         obj = machine_object()
         try:
             world.api.handle(Request("create", "machines", "ns", None, None, obj, {}))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             assert "already exists" in str(error)
         else:
             raise AssertionError("two machines of one name")

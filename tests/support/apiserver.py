@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
 from tests.support.apply import Path, apply_fields, merge
 
-import orjson
 from machine_operator.kube import resources
 from machine_operator.kube.errors import ApiError, Unreachable, from_status
 from machine_operator.kube.resources import Resource
@@ -173,6 +173,9 @@ class FakeApi:
             apply_fields(stored.body, body, owned=stored.owned, manager=manager)
             return self._new(key, stored).body
         before = copied(stored.body)
+        uid = body.get("metadata", {}).pop("uid", None)
+        if uid not in (None, before["metadata"]["uid"]):
+            raise failure(409, "Conflict", f"{request.name}: the uid is another one")
         if request.subresource == "status":
             part = {"status": body.get("status", {})}
             owned = {m: {p for p in ps if p[0] == "status"} for m, ps in stored.owned.items()}

@@ -11,6 +11,10 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import web
+from tests.support.client import FakeClient, parse_request
+from tests.support.virtual import run_virtual
+from tests.support.world import World
+
 from machine_operator.kube import client as client_module
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.connection import Connection
@@ -25,10 +29,6 @@ from machine_operator.kube.errors import (
     Unreachable,
 )
 from machine_operator.kube.resources import MACHINES, SECRETS
-
-from tests.support.client import FakeClient, parse_request
-from tests.support.virtual import run_virtual
-from tests.support.world import World
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -159,8 +159,13 @@ async def test_patches_and_lists() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "kind", "message"),
     [
-        (404, {"kind": "Status", "message": "secrets \"a\" not found"}, NotFound, "not found"),
-        (409, {"kind": "Status", "reason": "Conflict", "message": "modified"}, Conflict, "modified"),
+        (404, {"kind": "Status", "message": 'secrets "a" not found'}, NotFound, "not found"),
+        (
+            409,
+            {"kind": "Status", "reason": "Conflict", "message": "modified"},
+            Conflict,
+            "modified",
+        ),
         (403, {"kind": "Status", "message": "exceeded quota: q"}, Forbidden, "exceeded quota: q"),
         (502, b"<html>Bad gateway</html>", ServerError, "<html>Bad gateway</html>"),
         (503, b"", ServerError, "503 without a reason"),
@@ -344,11 +349,15 @@ def test_the_fake_applies_as_a_server_does() -> None:
         owner = {"uid": "u", "name": "box"}
         both = {"metadata": {"labels": {"a": "1"}, "ownerReferences": [owner]}, "data": {"x": "1"}}
         await client.apply(SECRETS, "s", both, namespace="ns", manager="one")
-        await client.apply(SECRETS, "s", {"data": {"x": "1", "y": "2"}}, namespace="ns", manager="two")
+        await client.apply(
+            SECRETS, "s", {"data": {"x": "1", "y": "2"}}, namespace="ns", manager="two"
+        )
         version = world.api.version
         await client.apply(SECRETS, "s", both, namespace="ns", manager="one")
         assert world.api.version == version, "an apply that changes nothing is no change"
-        await client.apply(SECRETS, "s", {"metadata": {"labels": {"b": "1"}}}, namespace="ns", manager="one")
+        await client.apply(
+            SECRETS, "s", {"metadata": {"labels": {"b": "1"}}}, namespace="ns", manager="one"
+        )
         secret = world.api.find("secrets")
         assert secret["data"] == {"x": "1", "y": "2"}, "the other manager's field was taken away"
         assert secret["metadata"]["labels"] == {"b": "1"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from machine_operator.kube import errors
 from machine_operator.kube.errors import ApiError, KubeError, from_status
 from machine_operator.kube.resources import (
@@ -67,7 +68,13 @@ def test_when_to_come_back_is_in_the_header_or_in_the_body() -> None:
     [
         (PODS, None, None, None, "/api/v1/pods"),
         (PODS, "ns", None, None, "/api/v1/namespaces/ns/pods"),
-        (PERSISTENT_VOLUME_CLAIMS, "ns", "a", None, "/api/v1/namespaces/ns/persistentvolumeclaims/a"),
+        (
+            PERSISTENT_VOLUME_CLAIMS,
+            "ns",
+            "a",
+            None,
+            "/api/v1/namespaces/ns/persistentvolumeclaims/a",
+        ),
         (NODES, None, "n", None, "/api/v1/nodes/n"),
         (NODES, "ignored", "n", "status", "/api/v1/nodes/n/status"),
         (

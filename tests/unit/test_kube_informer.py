@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
+from tests.support.virtual import run_virtual
+
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.connection import Connection
 from machine_operator.kube.errors import Expired, KubeError, ServerError, Unreachable
 from machine_operator.kube.informer import Informer, Key
 from machine_operator.kube.resources import SECRETS
-
-from tests.support.virtual import run_virtual
 
 Object = dict[str, Any]
 Script = list[Any]
@@ -51,7 +51,9 @@ class Scripted(KubeClient):
         version, items = answer
         return {"metadata": {"resourceVersion": str(version)}, "items": items}
 
-    async def watch(self, *args: Any, resource_version: str, **kwargs: Any) -> AsyncIterator[Object]:
+    async def watch(
+        self, *args: Any, resource_version: str, **kwargs: Any
+    ) -> AsyncIterator[Object]:
         self.asked.append(("watch", resource_version, asyncio.get_running_loop().time()))
         script = self.watches.pop(0) if len(self.watches) > 1 else self.watches[0]
         for entry in script:
@@ -87,7 +89,10 @@ class Run:
 
 
 def play(
-    script: Scripted, check: Callable[[Run], Coroutine[Any, Any, None] | None], *, after: float = 10.0
+    script: Scripted,
+    check: Callable[[Run], Coroutine[Any, Any, None] | None],
+    *,
+    after: float = 10.0,
 ) -> None:
     async def scenario() -> None:
         run = Run(script)
@@ -147,7 +152,9 @@ def test_the_next_watch_goes_on_where_the_last_one_ended() -> None:
 
 
 def test_changes_of_what_is_not_kept_are_not_told() -> None:
-    script = Scripted(lists=[(5, [item("a", 3, "v")])], watches=[[event("MODIFIED", "a", 6, "v"), None]])
+    script = Scripted(
+        lists=[(5, [item("a", 3, "v")])], watches=[[event("MODIFIED", "a", 6, "v"), None]]
+    )
     play(script, lambda run: _equal(run.told, [("a", None, "v")]))
 
 

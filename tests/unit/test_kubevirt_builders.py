@@ -12,6 +12,8 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.machines import DEFAULTS, KEY, a_machine
+
 from machine_operator.controller.hostkeys import new_host_key
 from machine_operator.kubevirt.digest import digest
 from machine_operator.kubevirt.home import build_home, home_digest, released_home
@@ -19,8 +21,6 @@ from machine_operator.kubevirt.names import APPLIED_ANNOTATION, child_names
 from machine_operator.kubevirt.seed import HostKey, build_seed, seed_digest
 from machine_operator.kubevirt.settings import MachineDefaults
 from machine_operator.kubevirt.vm import build_vm, vm_digest
-
-from tests.support.machines import DEFAULTS, KEY, a_machine
 
 GOLDEN = Path(__file__).parents[1] / "data" / "machine-children.yaml"
 HOST_KEY = HostKey(private="PRIVATE\n", public="ssh-ed25519 PUBLIC")
@@ -66,7 +66,9 @@ def test_the_children_of_one_machine() -> None:
 )
 def test_sizes(vcpu: float, sockets: int, request_: str, limit: str) -> None:
     machine = a_machine(spec={"vcpu": vcpu, "memory_mib": 3072})
-    domain = build_vm(machine, DEFAULTS, run_strategy="Halted")["spec"]["template"]["spec"]["domain"]
+    domain = build_vm(machine, DEFAULTS, run_strategy="Halted")["spec"]["template"]["spec"][
+        "domain"
+    ]
     assert domain["cpu"] == {"sockets": sockets, "cores": 1, "threads": 1}
     assert domain["resources"] == {"requests": {"cpu": request_}, "limits": {"cpu": limit}}
     assert domain["memory"] == {"guest": "3072Mi"}
@@ -223,8 +225,9 @@ def test_authorized_keys_lie_outside_of_the_home_disk() -> None:
     files = {file["path"]: file for file in config["write_files"]}
     assert files["/etc/ssh/authorized_keys.d/machine"]["content"] == f"{KEY}\n"
     assert not any(path.startswith("/home") for path in files)
-    assert "AuthorizedKeysFile /etc/ssh/authorized_keys.d/%u" in (
-        files["/etc/ssh/sshd_config.d/10-machine.conf"]["content"]
+    assert (
+        "AuthorizedKeysFile /etc/ssh/authorized_keys.d/%u"
+        in (files["/etc/ssh/sshd_config.d/10-machine.conf"]["content"])
     )
 
 

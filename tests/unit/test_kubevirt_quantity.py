@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kubernetes.utils.quantity import parse_quantity as official
+
 from machine_operator.kubevirt.quantity import parse_quantity
 
 SUFFIXES = ["", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"]
@@ -51,7 +52,23 @@ def test_examples(text: str, value: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ".", "+", "m", "1.2.3", "1..", "1K", "1mi", "1e", "1kk", "0x10", "1 Mi", "1\n", "١", "1Mi\n"],
+    [
+        "",
+        ".",
+        "+",
+        "m",
+        "1.2.3",
+        "1..",
+        "1K",
+        "1mi",
+        "1e",
+        "1kk",
+        "0x10",
+        "1 Mi",
+        "1\n",
+        "١",
+        "1Mi\n",
+    ],
 )
 def test_what_is_no_quantity(text: str) -> None:
     with pytest.raises(ValueError, match="quantity|unit"):

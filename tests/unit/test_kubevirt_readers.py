@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.support.machines import DEFAULTS, UID, a_machine
+
 from machine_operator.api.phases import Reason
 from machine_operator.kubevirt.home import build_home
 from machine_operator.kubevirt.readers import (
@@ -17,8 +19,6 @@ from machine_operator.kubevirt.readers import (
 from machine_operator.kubevirt.seed import HostKey, build_seed
 from machine_operator.kubevirt.vm import build_vm, vm_digest
 from machine_operator.lifecycle.observation import InstancePhase, Trouble
-
-from tests.support.machines import DEFAULTS, UID, a_machine
 
 Object = dict[str, Any]
 QUOTA = (

@@ -78,7 +78,9 @@ class Engine:
             log.error("%s", error)
             return
         if machine.metadata.deletionTimestamp is not None and not machine.metadata.finalizers:
-            self.lost_machine(obj)  # the answer to our last write, which the event can have overtaken
+            self.lost_machine(
+                obj
+            )  # the answer to our last write, which the event can have overtaken
             return
         known = self._machines.get(key)
         if known is not None and _older(machine, known):
@@ -127,5 +129,5 @@ class Engine:
 
 
 def _older(new: Machine, known: Machine) -> bool:
-    # Versions grow over all objects of a kind: this also tells a late word of a Machine from its successor of that name.
+    # Versions grow over all objects of a kind: a late word of a Machine is older than its successor.
     return int(new.metadata.resourceVersion) < int(known.metadata.resourceVersion)

@@ -139,7 +139,8 @@ def _conditions(
 def _condition(
     kind: ConditionType, status: ConditionStatus, reason: Reason, message: str
 ) -> Condition:
-    return Condition(type=kind, status=status, reason=reason, message=message)
+    # A webhook's text has no bound, a condition's message has (metav1.Condition).
+    return Condition(type=kind, status=status, reason=reason, message=message[:32_768])
 
 
 def _ready(at: Situation, phase: Phase, reason: Reason, error: str | None) -> Condition:
@@ -163,7 +164,9 @@ def _reconciling(phase: Phase, reason: Reason) -> Condition:
 
 def _stalled(reason: Reason, error: str | None) -> Condition:
     if _is_failure(reason):
-        message = f"{error or REASONS[reason].meaning} What to do: {REASONS[reason].unblocks}"
+        message, todo = error or REASONS[reason].meaning, REASONS[reason].unblocks
+        if todo not in message:
+            message = f"{message} What to do: {todo}"
         return _condition(ConditionType.STALLED, "True", reason, message)
     return _condition(ConditionType.STALLED, "False", reason, "Nothing is in the way.")
 

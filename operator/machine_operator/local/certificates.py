@@ -1,7 +1,9 @@
 """The certificates of one local cluster: made fresh at its first start, kept with its data.
 
-Three authorities: the cluster's (API server and all its clients), the front proxy's (aggregation; it must be
-another one, or any client certificate could impersonate), and KubeVirt's (virt-api's webhooks and aggregated API).
+Four authorities: the cluster's (API server and all its clients), the front proxy's (aggregation; it must be another
+one, or any client certificate could impersonate), KubeVirt's (virt-api's webhooks and aggregated API), and etcd's:
+guests reach the host's loopback through QEMU's user networking, and etcd holds everything, so it lets nobody in but
+the API server.
 All keys are ECDSA P-256, but for service-account tokens, which kube-apiserver signs with RSA. The SSH authority
 signs users' certificates for `local ssh`.
 """
@@ -74,10 +76,13 @@ def create_certificates(pki: Path) -> None:
     cluster = _authority(draft, "cluster-ca", "local-cluster")
     front_proxy = _authority(draft, "front-proxy-ca", "front-proxy")
     kubevirt = _authority(draft, "kubevirt-ca", "kubevirt.io")
+    etcd = _authority(draft, "etcd-ca", "etcd")
     local = ("localhost", "127.0.0.1")
     kubernetes = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "10.96.0.1")
     _issue(draft, "kube-apiserver", cluster, "kube-apiserver", names=(*kubernetes, *local))
     _issue(draft, "front-proxy", front_proxy, "front-proxy-client")
+    _issue(draft, "etcd", etcd, "etcd", names=local, client=True)
+    _issue(draft, "etcd-client", etcd, "kube-apiserver")
     for name, (user, groups) in CLIENTS.items():
         _issue(draft, name, cluster, user, groups=groups)
     service = ("virt-api.kubevirt.svc", *local)
@@ -110,7 +115,9 @@ def _issue(
     *,
     groups: Iterable[str] = (),
     names: Iterable[str] = (),
+    client: bool = False,
 ) -> None:
+    """A certificate for serving where `names` are given, for being a client otherwise, for both with `client` too."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name(
         [
@@ -119,12 +126,14 @@ def _issue(
         ]
     )
     served = list(names)
-    usage = ExtendedKeyUsageOID.SERVER_AUTH if served else ExtendedKeyUsageOID.CLIENT_AUTH
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH] if served else []
+    if client or not served:
+        usages.append(ExtendedKeyUsageOID.CLIENT_AUTH)
     builder = (
         _builder(subject, authority.certificate.subject, key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(authority=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
     )
     if served:
         alternatives = x509.SubjectAlternativeName([_general_name(item) for item in served])

@@ -15,13 +15,14 @@ from importlib.resources.abc import Traversable
 __all__ = ["Recipe", "data_files"]
 
 # Raise this whenever the builder makes something else of the same input.
-_BUILDER = 1
+_BUILDER = 2
 
 _PACKAGES = [
     "base-files",
     "base-passwd",
     "bash",
     "busybox-static",
+    "ca-certificates",
     "coreutils",
     "debianutils",
     "diffutils",
@@ -31,6 +32,7 @@ _PACKAGES = [
     "gzip",
     "hostname",
     "iproute2",
+    "iputils-ping",
     "jq",
     "kmod",
     "less",
@@ -41,6 +43,7 @@ _PACKAGES = [
     "mount",
     "ncurses-base",
     "netbase",
+    "netcat-openbsd",
     "openssh-server",
     "openssh-sftp-server",
     "passwd",
@@ -49,6 +52,7 @@ _PACKAGES = [
     "sudo",
     "tar",
     "util-linux",
+    "wget",
 ]
 
 # Only maintainer scripts need these, and we run none.
@@ -72,6 +76,7 @@ _DROPPED = [
     "linux-image-cloud-amd64",
     "logsave",
     "lsb-base",
+    "openssl",
     "perl*",
     "runit-helper",
     "sensible-utils",
@@ -105,18 +110,16 @@ _BOOT_MODULES = [
 # Loaded only by a guest that needs them.
 _SPARE_MODULES = ["fat", "vfat", "nls_cp437", "nls_ascii", "nls_utf8"]
 
-# Applets without which people miss something, where no package above brings the real thing.
+# Applets without which people miss something, where no package above brings the real thing. Not those
+# that look up host names: a static program cannot load the C library's resolvers, and crashes.
 _APPLETS = [
     "halt",
-    "nc",
     "nslookup",
-    "ping",
     "poweroff",
     "reboot",
     "top",
     "unzip",
     "vi",
-    "wget",
     "xxd",
 ]
 

@@ -57,6 +57,7 @@ _LINKS = {
     "usr/bin/ash": "busybox",
     "usr/bin/awk": "mawk",
     "usr/bin/editor": "vi",
+    "usr/bin/nc": "nc.openbsd",
     "usr/bin/pager": "less",
     "usr/bin/sh": "busybox",
     "usr/bin/which": "which.debianutils",
@@ -103,6 +104,7 @@ def finish_tree(tree: Path, *, recipe: Recipe, modules: Sequence[Module]) -> Non
             _write(tree / name.removeprefix(_OVERLAY), data)
     for module in modules:
         _write(tree / _LIBRARY / "modules" / f"{module.name}.ko", module.data)
+    _write(tree / "etc/ssl/certs/ca-certificates.crt", _authorities(tree))
     for name, mode in _MODES.items():
         (tree / name).chmod(mode)
     run(["ldconfig", "-r", tree])
@@ -148,6 +150,12 @@ def _write_accounts(etc: Path, *, masters: Path) -> None:
     # "*" is an account without a password; sshd takes "!" for a locked one and refuses its keys.
     _write(etc / "shadow", "".join(f"{user}:*:19000:0:99999:7:::\n" for user in users).encode())
     (etc / "shadow").chmod(0o600)
+
+
+def _authorities(tree: Path) -> bytes:
+    """All certificates of the package ca-certificates in one file, as update-ca-certificates makes it."""
+    files = sorted((tree / "usr/share/ca-certificates").rglob("*.crt"))
+    return b"".join(file.read_bytes().rstrip() + b"\n" for file in files)
 
 
 def _is_command(tree: Path, name: str) -> bool:

@@ -17,8 +17,8 @@ from typing import Any
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.errors import AlreadyExists, KubeError, NotFound
 from machine_operator.kube.resources import LEASES, NODES
+from machine_operator.kubevirt.quantity import parse_quantity
 from machine_operator.local.hollow.config import NodeConfig
-from machine_operator.local.hollow.quantity import parse_quantity
 from machine_operator.local.hollow.times import micro_time, now, timestamp
 
 __all__ = ["Node"]

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from machine_operator.kubevirt.quantity import parse_quantity
 from machine_operator.local.guest.store import Image
 from machine_operator.local.hollow.network import vmi_ports
 from machine_operator.local.hollow.qemu import Disk, DiskAccess, GuestPlan
-from machine_operator.local.hollow.quantity import parse_quantity
 
 __all__ = ["PlanError", "Source", "guest_plan", "image_source", "interface_mac"]
 

@@ -25,8 +25,8 @@ from machine_operator.kube.resources import (
     PERSISTENT_VOLUMES,
     Resource,
 )
+from machine_operator.kubevirt.quantity import parse_quantity
 from machine_operator.local.hollow.events import Events
-from machine_operator.local.hollow.quantity import parse_quantity
 from machine_operator.local.hollow.tracked import Object, Tracked
 from machine_operator.local.hollow.volume_files import VolumeError, VolumeFiles
 

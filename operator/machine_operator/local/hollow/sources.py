@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from machine_operator.kubevirt.quantity import parse_quantity
 from machine_operator.local.guest.seed_iso import write_seed
 from machine_operator.local.guest.store import Image
 from machine_operator.local.hollow.images import Images
 from machine_operator.local.hollow.mounts import Mounts
 from machine_operator.local.hollow.plan import PlanError, Source, image_source
-from machine_operator.local.hollow.quantity import parse_quantity
 from machine_operator.local.hollow.rundir import RunDirectory
 from machine_operator.local.hollow.seed import seed_of
 
