@@ -135,7 +135,7 @@ class Report:
         value = {
             "machine": self.machine,
             "figures": [figure.to_json() for figure in self.figures],
-            "raw": self.raw,
+            "raw": _plain(self.raw),
         }
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         draft.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
@@ -180,6 +180,19 @@ def _utc() -> str:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
+
+
+def _plain(value: Any) -> Any:
+    """The same with all numbers to a thousandth: more digits are noise."""
+    match value:
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case float():
+            return _rounded(value)
+        case _:
+            return value
 
 
 def _spelled(value: float | None) -> str:

@@ -12,7 +12,7 @@ from machine_operator.local.paths import cache_directory
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(1200, func_only=True),
     pytest.mark.skipif(os.geteuid() != 0, reason="mmdebstrap makes the image as root"),
 ]
 

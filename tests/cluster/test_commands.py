@@ -25,6 +25,9 @@ from machine_operator.local.processes import marked_processes
 
 pytestmark = pytest.mark.cluster
 
+ROOT = Path(__file__).parents[2]
+PROGRAM = (sys.executable, "-m", "machine_operator.cli.main")
+
 COMPONENTS = {
     "etcd",
     "kube-apiserver",
@@ -136,9 +139,12 @@ def test_without_a_cluster_the_commands_say_so(tmp_path: Path) -> None:
     assert not absent.paths.data.exists()
 
 
+def test_crds_prints_what_is_in_the_repository() -> None:
+    assert run([*PROGRAM, "crds"]).stdout == (ROOT / "crds" / "machines.yaml").read_text()
+
+
 def test_a_name_that_cannot_be_used_is_refused() -> None:
-    argv = [sys.executable, "-m", "machine_operator.cli.main", "local", "status", "--name", "A/b"]
-    done = run(argv, check=False)
+    done = run([*PROGRAM, "local", "status", "--name", "A/b"], check=False)
     assert done.returncode == 1
     assert "take up to 40 lower-case letters, digits and hyphens" in done.stderr
 

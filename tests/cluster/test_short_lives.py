@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.cluster.support import Cluster, Machine, until
 
+from machine_operator.api.names import PAUSED_ANNOTATION
+
 pytestmark = pytest.mark.cluster
 
 
@@ -103,6 +105,18 @@ def test_a_settled_machine_is_not_written(machine: Machine) -> None:
     for other in others:
         other.wait_ready()
     assert machine.get()["metadata"]["resourceVersion"] == version
+
+
+def test_a_paused_machine_is_left_alone_until_it_is_released(machine: Machine) -> None:
+    machine.apply().wait_phase("running")
+    machine.kubectl("annotate", "machine", machine.name, f"{PAUSED_ANNOTATION}=true")
+    machine.patch(desired_state="sleeping")
+    # Once this later one is through, the controller has long seen the change.
+    Machine(machine.cluster, machine.namespace, "later").apply().wait_ready()
+    assert machine.status["phase"] == "running"
+    assert len(left(machine, "vmi")) == 2
+    machine.kubectl("annotate", "machine", machine.name, f"{PAUSED_ANNOTATION}-")
+    machine.wait_phase("sleeping")
 
 
 def test_the_table_tells_where_a_machine_is_and_why(machine: Machine) -> None:

@@ -88,9 +88,7 @@ def become(home: Path) -> tuple[str, ...]:
     lines = ["set -e"]
     for closed in {_closed(path) for path in needed} - {None}:
         inside = [path for path in needed if path.is_relative_to(str(closed))]
-        stages = [
-            Path(tempfile.gettempdir()) / f"stage-{os.getpid()}-{n}" for n in range(len(inside))
-        ]
+        stages = [home / f"stage-{path.name}-{n}" for n, path in enumerate(inside)]
         for path, stage in zip(inside, stages, strict=True):
             lines.append(shlex.join(["mkdir", "-p", str(stage)]))
             lines.append(shlex.join(["mount", "--bind", str(path), str(stage)]))

@@ -6,6 +6,7 @@ import base64
 from typing import Any
 
 from tests.support.apiserver import FakeApi
+from tests.support.machines import KEY
 from tests.support.virtual import eventually, run_virtual
 from tests.support.world import World
 
@@ -234,6 +235,22 @@ def test_a_bigger_disk_grows_in_place() -> None:
             assert grown["spec"]["resources"]["requests"]["storage"] == "20Gi"
             assert world.status()["phase"] == "running"
             assert len(world.kubevirt.starts) == 1, "growing a disk needs no restart"
+
+    run_virtual(scenario())
+
+
+def test_other_authorized_keys_leave_the_host_key() -> None:
+    async def scenario() -> None:
+        world = World()
+        async with world.operator():
+            await running(world)
+            key, seed = host_key(world.api), world.api.find("secrets")
+            world.edit(ssh_authorized_keys=[KEY])
+            await world.quiet()
+            renewed = world.api.find("secrets")
+            assert renewed["data"]["userdata"] != seed["data"]["userdata"]
+            assert renewed["metadata"]["uid"] == seed["metadata"]["uid"]
+            assert host_key(world.api) == key
 
     run_virtual(scenario())
 

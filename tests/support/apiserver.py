@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 from tests.support.apply import Path, apply_fields, merge
+from typing_extensions import override
 
 from machine_operator.kube import resources
 from machine_operator.kube.errors import ApiError, Unreachable, from_status
@@ -60,6 +61,7 @@ class Request:
         """Whether it can change something."""
         return self.verb not in ("get", "list", "watch")
 
+    @override
     def __str__(self) -> str:
         target = "/".join(part for part in (self.plural, self.name, self.subresource) if part)
         return f"{self.verb} {target}"
@@ -141,7 +143,8 @@ class FakeApi:
             error = rule(request)
             if error is not None:
                 raise error
-        return copied(getattr(self, f"_{request.verb}")(request))
+        answer: Object = copied(getattr(self, f"_{request.verb}")(request))
+        return answer
 
     def _list(self, request: Request) -> Object:
         selector = request.params.get("labelSelector")

@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from tests.support.apiserver import FakeApi, Object, Request
+from typing_extensions import override
 
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.connection import Connection
+from machine_operator.kube.errors import ApiError
 from machine_operator.kube.resources import Resource
 
 __all__ = ["FakeClient", "parse_request"]
@@ -43,6 +45,7 @@ class FakeClient(KubeClient):
         self._die_at = die_at
         self._lost_answer = lost_answer
 
+    @override
     async def request(
         self,
         method: str,
@@ -65,6 +68,9 @@ class FakeClient(KubeClient):
         await self._alive()
         try:
             answer = self.api.handle(request)
+        except ApiError:
+            await asyncio.sleep(self._latency)
+            raise
         finally:
             if last:
                 self.dead.set()
@@ -73,6 +79,7 @@ class FakeClient(KubeClient):
         await self._alive()
         return answer
 
+    @override
     async def watch(
         self,
         resource: Resource,

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+from typing_extensions import override
 
 __all__ = ["VirtualLoop", "eventually", "run_virtual"]
 
 T = TypeVar("T")
+
+_MANY_ROUNDS = 100_000
+"""A test takes some hundred rounds. What spins in virtual time would never end, and no time limit could stop it."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -21,20 +27,29 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
+        # The real loop lets timers fire a clock tick early; here time would then stand still and they would spin.
+        self._clock_resolution = 0.0
         self._virtual_now = 0.0
+        self._rounds = 0
 
+    @override
     def time(self) -> float:
         return self._virtual_now
 
     def _run_once(self) -> None:
+        self._rounds += 1
+        if self._rounds > _MANY_ROUNDS:
+            self._rounds = 0  # or nothing could be cleaned up
+            raise AssertionError(f"something spins: {_MANY_ROUNDS} rounds of the loop")
         ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
         if not ready:
             while scheduled and scheduled[0]._cancelled:
                 handle = heapq.heappop(scheduled)
                 handle._scheduled = False
-                self._timer_cancelled_count -= 1
+                self._timer_cancelled_count -= 1  # type: ignore[attr-defined]
             if scheduled:
-                self._virtual_now = max(self._virtual_now, scheduled[0]._when)
+                due = math.nextafter(scheduled[0]._when, math.inf)
+                self._virtual_now = max(self._virtual_now, due)
             elif not self._stopping:  # type: ignore[attr-defined]
                 raise AssertionError("deadlock: every task waits, and no timer is left")
         super()._run_once()  # type: ignore[misc]

@@ -76,7 +76,7 @@ class World:
         await process.start()
         try:
             yield process
-            assert process.engine.broken is None, process.engine.broken
+            assert not process.engine.failed.is_set(), "a task of the engine ended"
         finally:
             await process.stop()
 

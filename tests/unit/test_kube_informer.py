@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -267,7 +268,7 @@ def test_an_outage_is_waited_for_with_growing_pauses(what: str) -> None:
 
     def check(_: Run) -> None:
         times = script.times(what)
-        pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
         assert pauses[0] <= 0.8
         assert all(15.0 <= pause <= 30.0 for pause in pauses[6:]), pauses
         assert len(times) <= 50

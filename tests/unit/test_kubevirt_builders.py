@@ -132,7 +132,7 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "changed"), CHANGES, ids=lambda value: ",".join(value))
+@pytest.mark.parametrize(("spec", "changed"), CHANGES, ids=",".join)
 def test_a_change_touches_only_the_child_that_it_is_about(
     spec: dict[str, Any], changed: set[str]
 ) -> None:

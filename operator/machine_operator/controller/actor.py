@@ -88,7 +88,11 @@ class Actor:
                 await self._delete(SECRETS, machine, names.seed, uid)
 
     async def report(self, machine: Machine, status: MachineStatus) -> bool:
-        """Write the status, if it differs from the one that is there; tells whether it did."""
+        """Write the status, if it differs from the one that is there; tells whether it did.
+
+        Raises:
+            NotFound: the Machine is gone.
+        """
         # Gateways write these two, under their own field manager.
         ours = machine.status.model_copy(update={"power_request": None, "activity": None})
         if ours == status:
@@ -96,7 +100,8 @@ class Actor:
         answer = await self._client.apply(
             MACHINES,
             machine.metadata.name,
-            {"status": status.to_dict()},
+            # The uid keeps the status off another Machine that has got the name meanwhile.
+            {"metadata": {"uid": machine.metadata.uid}, "status": status.to_dict()},
             namespace=machine.metadata.namespace,
             subresource="status",
             manager=FIELD_MANAGER,
@@ -114,7 +119,8 @@ class Actor:
             }
         }
         answer = await self._client.merge_patch(MACHINES, meta.name, body, namespace=meta.namespace)
-        self._wrote_machine(answer)
+        if finalizers or meta.deletionTimestamp is None:
+            self._wrote_machine(answer)  # without finalizers a deleted object is gone already
 
     async def _apply(self, resource: Resource, machine: Machine, body: Object) -> Object:
         return await self._client.apply(
@@ -126,9 +132,15 @@ class Actor:
         )
 
     async def _apply_seed(self, machine: Machine) -> None:
-        key = await self._present_host_key(machine) or self._host_key()
-        body = build_seed(machine, self._defaults, key)
-        self._children.seeds.wrote(await self._apply(SECRETS, machine, body))
+        key = await self._present_host_key(machine)
+        if key is not None:
+            body = build_seed(machine, self._defaults, key)
+            self._children.seeds.wrote(await self._apply(SECRETS, machine, body))
+            return
+        # A new key is created, not applied: of two operators for a moment, one is refused and takes over the other's.
+        body = build_seed(machine, self._defaults, self._host_key())
+        namespace = machine.metadata.namespace
+        self._children.seeds.wrote(await self._client.create(SECRETS, body, namespace=namespace))
 
     async def _present_host_key(self, machine: Machine) -> HostKey | None:
         """The key that the machine has: people's known_hosts hang on it, so it is never made twice."""

@@ -24,6 +24,9 @@ __all__ = ["Engine"]
 
 log = logging.getLogger(__name__)
 
+_ECHO = 1.0
+"""Seconds until a machine is looked at again of which only the controller's own part has changed."""
+
 _PASS_LIMIT = 60.0
 """Seconds for one pass; its requests have shorter limits of their own."""
 
@@ -41,25 +44,26 @@ class Engine:
         self._reconciler = Reconciler(actor=actor, children=self.children, defaults=defaults)
         self._workers = workers
         self._tasks: list[asyncio.Task[None]] = []
+        self.failed = asyncio.Event()
+        """Set when a task ended that never should: the process cannot go on."""
 
     @property
     def ready(self) -> bool:
         """Whether machines are being worked on."""
         return self.children.synced
 
-    @property
-    def broken(self) -> str | None:
-        """Why the engine cannot go on, or None: a task of ours ended that never should."""
-        for task in self._tasks:
-            if task.done() and not task.cancelled():
-                return f"{task.get_name()} ended: {task.exception()}"
-        return None
-
     async def start(self) -> None:
         """Start informers and workers."""
         self._tasks.append(asyncio.create_task(self.children.run(), name="informers"))
         for number in range(self._workers):
             self._tasks.append(asyncio.create_task(self._work(), name=f"worker {number}"))
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.critical("%s ended: %r", task.get_name(), task.exception())
+            self.failed.set()
 
     async def stop(self) -> None:
         """End them; a pass that is under way is cut off at its next request, which is safe."""
@@ -78,15 +82,18 @@ class Engine:
             log.error("%s", error)
             return
         if machine.metadata.deletionTimestamp is not None and not machine.metadata.finalizers:
-            self.lost_machine(
-                obj
-            )  # the answer to our last write, which the event can have overtaken
+            # The answer to our last write, which the event can have overtaken.
+            self.lost_machine(obj)
             return
         known = self._machines.get(key)
-        if known is not None and _older(machine, known):
+        if known is not None and not _newer(machine, known):
             return
         self._machines[key] = machine
-        self._queue.add(key)
+        if known is not None and _asked(machine) == _asked(known):
+            # Mostly our own status coming back; somebody's meddling with it can wait a moment.
+            self._queue.add_calmly(key, _ECHO)
+        else:
+            self._queue.add(key)
 
     def lost_machine(self, obj: dict[str, Any]) -> None:
         """A Machine is gone."""
@@ -117,7 +124,11 @@ class Engine:
             return Outcome()
         try:
             async with asyncio.timeout(_PASS_LIMIT):
-                return await self._reconciler.reconcile(machine)
+                outcome = await self._reconciler.reconcile(machine)
+            known = self._machines.get(key)
+            if outcome.gone and known is not None and known.metadata.uid == machine.metadata.uid:
+                del self._machines[key]  # and not a successor of that name, seen meanwhile
+            return outcome
         except TimeoutError:
             log.error("machine %s: a pass took longer than %.0f s", key, _PASS_LIMIT)
         except KubeError as error:
@@ -128,6 +139,17 @@ class Engine:
         return Outcome(retry=True)
 
 
-def _older(new: Machine, known: Machine) -> bool:
+def _newer(new: Machine, known: Machine) -> bool:
     # Versions grow over all objects of a kind: a late word of a Machine is older than its successor.
-    return int(new.metadata.resourceVersion) < int(known.metadata.resourceVersion)
+    return int(new.metadata.resourceVersion) > int(known.metadata.resourceVersion)
+
+
+def _asked(machine: Machine) -> tuple[Any, ...]:
+    """What people and gateways say about a machine, apart from what the controller reports."""
+    meta, status = machine.metadata, machine.status
+    return (
+        meta.model_copy(update={"resourceVersion": ""}),
+        machine.spec,
+        status.power_request,
+        status.activity,
+    )

@@ -74,11 +74,21 @@ class WorkQueue(Generic[K]):
         """Have `key` looked at again after its back-off; returns the pause in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        # Bounded exponent: 2.0**1024 is an error, not infinity.
-        pause = min(self._base * 2.0 ** min(failures, 32), self._longest) * random.uniform(0.5, 1.0)
-        pause = max(pause, at_least)
+        pause = max(self._pause(failures) * random.uniform(0.5, 1.0), at_least)
         self.add_after(key, pause)
         return pause
+
+    def add_calmly(self, key: K, delay: float) -> None:
+        """Have `key` looked at in `delay` seconds, but no sooner than its next retry where it fails.
+
+        For changes that a failing pass itself makes: they must not turn its back-off into a busy loop.
+        """
+        failures = self._failures.get(key, 0)
+        self.add_after(key, max(delay, self._pause(failures)) if failures else delay)
+
+    def _pause(self, failures: int) -> float:
+        # Bounded exponent: 2.0**1024 is an error, not infinity.
+        return min(self._base * 2.0 ** min(failures, 32), self._longest)
 
     def forget(self, key: K) -> None:
         """The key did well: its next failure starts with the shortest pause again."""

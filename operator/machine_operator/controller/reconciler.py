@@ -41,11 +41,14 @@ class Outcome:
 
     Attributes:
         requeue_after: look again in so many seconds; None: only when something changes.
+        gone: there is no such Machine any more: forget it. kopf does not tell of those that vanished while its watch
+            was down, and their children would be made and garbage-collected in turns.
         retry: something failed: look again after the back-off, and at least `at_least` seconds from now.
     """
 
     requeue_after: float | None = None
     retry: bool = False
+    gone: bool = False
     at_least: float = 0.0
 
 
@@ -73,14 +76,22 @@ class Reconciler:
         """
         seen = self._observe(machine)
         decision = decide(seen, now=self._now())
+        refused: tuple[do.Action, ApiError] | None = None
         for action in decision.actions:
             try:
                 await self._actor.perform(machine, action)
             except ApiError as error:
-                return await self._failed(seen, action, error)
+                refused = refused or (action, error)
+                if _others_need(action, seen):
+                    break
+        if refused is not None:
+            return await self._failed(seen, *refused)
         status = decision.status
-        if status is not None and await self._actor.report(machine, status):
-            _log_change(machine, str(status.phase), status.reason)
+        try:
+            if status is not None and await self._actor.report(machine, status):
+                _log_change(machine, str(status.phase), status.reason)
+        except NotFound:
+            return Outcome(gone=True)
         return Outcome(requeue_after=decision.requeue_after)
 
     def _observe(self, machine: Machine) -> Observation:
@@ -113,6 +124,20 @@ class Reconciler:
         except KubeError as second:
             log.warning("%s: the status could not be written: %s", _name(seen.machine), second)
         return Outcome(retry=True, at_least=error.retry_after or 0.0)
+
+
+def _others_need(action: do.Action, seen: Observation) -> bool:
+    """Whether the actions after this one make no sense without it: a VM needs its disk and seed to be there.
+
+    A disk that cannot grow, on the other hand, must not keep a machine from going to sleep.
+    """
+    match action:
+        case do.ApplyHome():
+            return seen.home is None
+        case do.ApplySeed():
+            return seen.seed is None
+        case _:
+            return False
 
 
 def _trouble(action: do.Action, error: ApiError) -> Trouble | None:

@@ -83,14 +83,18 @@ async def run_controller(settings: ControllerSettings) -> None:
     connection = await connect(settings.kubeconfig)
     async with KubeClient(connection) as client:
         engine = Engine(client, defaults=settings.machines, workers=settings.workers)
-        health = HealthServer(
-            settings.metrics_address, ready=lambda: engine.ready, broken=lambda: engine.broken
-        )
-        registry = _registry(client, engine)
+        health = HealthServer(settings.metrics_address, ready=lambda: engine.ready)
         async with health:
+            # Crash-only: whoever runs us (kubelet, the local supervisor) starts us again.
             await kopf.operator(
-                registry=registry, settings=_settings(), clusterwide=True, standalone=True
+                registry=_registry(client, engine),
+                settings=_settings(),
+                clusterwide=True,
+                standalone=True,
+                stop_flag=engine.failed,
             )
+        if engine.failed.is_set():
+            raise SystemExit("the controller cannot go on; the log says why")
 
 
 def _registry(client: KubeClient, engine: Engine) -> kopf.OperatorRegistry:

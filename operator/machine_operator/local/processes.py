@@ -139,7 +139,9 @@ def _stat(pid: int) -> int | None:
         return None
     # The command name stands in parentheses and may hold anything, so count from the last one.
     fields = text.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else int(fields[19])
+    # A dying process is a zombie already while its other threads still hold its sockets and files.
+    gone = fields[0] in ("Z", "X") and int(fields[17]) <= 1
+    return None if gone else int(fields[19])
 
 
 def _boot_id() -> str:
