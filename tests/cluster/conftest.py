@@ -14,10 +14,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from tests.cluster.support import Cluster, Completed, Machine
 
 from machine_operator.local.locks import exclusive
 from machine_operator.local.paths import cluster_paths
+from tests.cluster.support import Cluster, Completed, Machine
 
 _LOCK_LIMIT = 1800.0
 _TEST_LIMIT = 300.0

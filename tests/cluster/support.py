@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tests.cluster.host import guests_by_machine
-
 from machine_operator.kubevirt.names import child_names
 from machine_operator.local import cluster as local_cluster
 from machine_operator.local.logfiles import tail
@@ -27,6 +25,7 @@ from machine_operator.local.paths import ClusterPaths, cache_directory
 from machine_operator.local.progress import progress_for
 from machine_operator.local.settings import ClusterSettings, read_json
 from machine_operator.local.ssh import SshError, ssh_command
+from tests.cluster.host import guests_by_machine
 
 __all__ = [
     "MINUTE",

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
 from tests.cluster.support import Cluster, Completed, Machine, until
 
 pytestmark = pytest.mark.cluster

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from tests.cluster.support import MINUTE, Machine, until
 
 from machine_operator.local.guest.cloud import CLOUD_IMAGE, ensure_cloud_guest
 from machine_operator.local.paths import cache_directory
+from tests.cluster.support import MINUTE, Machine, until
 
 pytestmark = [
     pytest.mark.cluster,

@@ -16,12 +16,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from tests.cluster.host import listeners
-from tests.cluster.support import MINUTE, Cluster, Machine, run, until
 
 from machine_operator.local import cluster as local_cluster
 from machine_operator.local.paths import cluster_paths
 from machine_operator.local.processes import marked_processes
+from tests.cluster.host import listeners
+from tests.cluster.support import MINUTE, Cluster, Machine, run, until
 
 pytestmark = pytest.mark.cluster
 

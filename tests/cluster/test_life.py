@@ -11,6 +11,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+
+from machine_operator.kubevirt.names import child_names
 from tests.cluster.host import guests_by_machine, one_guest_each
 from tests.cluster.support import (
     MINUTE,
@@ -20,8 +22,6 @@ from tests.cluster.support import (
     run,
     until,
 )
-
-from machine_operator.kubevirt.names import child_names
 
 pytestmark = pytest.mark.cluster
 

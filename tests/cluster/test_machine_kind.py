@@ -7,10 +7,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from tests.cluster.support import Cluster, Completed
 
 from machine_operator.api.machine import MachineSpec, MachineStatus
 from machine_operator.api.names import PAUSED_ANNOTATION
+from tests.cluster.support import Cluster, Completed
 
 pytestmark = pytest.mark.cluster
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
+
 from tests.cluster.host import one_guest_each
 from tests.cluster.support import MINUTE, Cluster, Machine, Object, until
 

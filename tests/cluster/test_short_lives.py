@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.cluster.support import Cluster, Machine, until
 
 from machine_operator.api.names import PAUSED_ANNOTATION
+from tests.cluster.support import Cluster, Machine, until
 
 pytestmark = pytest.mark.cluster
 

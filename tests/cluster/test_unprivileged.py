@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.cluster.host import listeners
-from tests.cluster.support import MINUTE, Cluster, Machine
 
 from machine_operator.local.paths import cache_directory, cluster_paths
 from machine_operator.local.processes import marked_processes
+from tests.cluster.host import listeners
+from tests.cluster.support import MINUTE, Cluster, Machine
 
 USER = "nobody"
 ROOT = Path(__file__).parents[2]

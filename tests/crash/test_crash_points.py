@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+
 from tests.support.apiserver import FakeApi
 from tests.support.machines import KEY
 from tests.support.virtual import eventually, run_virtual

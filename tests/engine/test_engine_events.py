@@ -7,13 +7,13 @@ import copy
 from typing import Any
 
 import pytest
+
+from machine_operator.kube.errors import AlreadyExists
+from machine_operator.kube.informer import Key
 from tests.support.apiserver import Request
 from tests.support.machines import machine_object
 from tests.support.virtual import eventually, run_virtual
 from tests.support.world import World
-
-from machine_operator.kube.errors import AlreadyExists
-from machine_operator.kube.informer import Key
 
 BOX = Key("ns", "box")
 

@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
+
+from machine_operator.kube.errors import ApiError
 from tests.support.apiserver import FakeApi, Request, failure
 from tests.support.virtual import eventually, run_virtual
 from tests.support.world import World
-
-from machine_operator.kube.errors import ApiError
 
 VMS, VMIS, CLAIMS = "virtualmachines", "virtualmachineinstances", "persistentvolumeclaims"
 QUOTA = (

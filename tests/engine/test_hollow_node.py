@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.apply import merge
-from tests.support.virtual import eventually
 
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.connection import Connection
@@ -29,6 +27,8 @@ from machine_operator.local.hollow.pods import Pods
 from machine_operator.local.hollow.provisioner import PROVISIONER, Provisioner
 from machine_operator.local.hollow.rundir import GuestRecord, Outcome, RunDirectory
 from machine_operator.local.hollow.volume_files import VolumeFiles
+from tests.support.apply import merge
+from tests.support.virtual import eventually
 
 Object = dict[str, Any]
 

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tests.support.virtual import eventually
 
 from machine_operator.local.guest.image import CONSOLE_MARKER
 from machine_operator.local.hollow.console import ConsoleWatch
 from machine_operator.local.hollow.probes import Probe, Prober
+from tests.support.virtual import eventually
 
 ADDRESS = "127.77.200.1"
 

@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from tests.support.apply import Path, apply_fields, merge
 from typing_extensions import override
 
 from machine_operator.kube import resources
 from machine_operator.kube.errors import ApiError, Unreachable, from_status
 from machine_operator.kube.resources import Resource
+from tests.support.apply import Path, apply_fields, merge
 
 __all__ = ["FakeApi", "Request", "Stored", "copied", "failure"]
 

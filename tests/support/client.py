@@ -10,13 +10,13 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from tests.support.apiserver import FakeApi, Object, Request
 from typing_extensions import override
 
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.connection import Connection
 from machine_operator.kube.errors import ApiError
 from machine_operator.kube.resources import Resource
+from tests.support.apiserver import FakeApi, Object, Request
 
 __all__ = ["FakeClient", "parse_request"]
 

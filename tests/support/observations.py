@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from hypothesis import strategies as st
-from tests.support.machines import WANTED, a_claim, a_machine, a_seed, a_vm, an_instance
 
 from machine_operator.api.conditions import ConditionType
 from machine_operator.api.machine import Machine
 from machine_operator.api.names import FINALIZER
 from machine_operator.api.phases import DesiredState, Phase, Reason, ReclaimPolicy
 from machine_operator.lifecycle.observation import InstancePhase, Observation, Trouble
+from tests.support.machines import WANTED, a_claim, a_machine, a_seed, a_vm, an_instance
 
 __all__ = ["machines", "moments", "observations"]
 
@@ -92,7 +92,6 @@ def observations(draw: st.DrawFn) -> Observation:
             deleting=draw(st.booleans()),
             run_strategy=draw(st.sampled_from(["Always", "Halted", "Manual", ""])),
             applied=draw(st.sampled_from([WANTED.virtual_machine, *_DIGEST])),
-            printable_status=draw(st.sampled_from(["", "Running", "Stopped"])),
             trouble=draw(_troubles),
         )
     if draw(st.booleans()):

@@ -10,14 +10,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from machine_operator.controller.engine import Engine
+from machine_operator.kube.errors import KubeError
 from tests.support.apiserver import FakeApi, Object, Request
 from tests.support.client import FakeClient
 from tests.support.kubevirt import FakeKubeVirt
 from tests.support.machines import DEFAULTS, machine_object
 from tests.support.virtual import eventually
-
-from machine_operator.controller.engine import Engine
-from machine_operator.kube.errors import KubeError
 
 __all__ = ["Operator", "World"]
 

@@ -61,7 +61,6 @@ FULL_STATUS: dict[str, Any] = {
         "name": "m-1",
         "uid": "u",
         "instance_uid": "i",
-        "printable_status": "Running",
         "home_claim": "m-1-home",
     },
     "node": "n",

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.virtual import run_virtual
 
 from machine_operator.controller.queue import WorkQueue
+from tests.support.virtual import run_virtual
 
 KEYS = ("a", "b", "c")
 STEPS = st.lists(

@@ -224,7 +224,7 @@ def test_quantities(text: str, value: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "Mi", "1 Gi", "five", "1Zi"])
 def test_what_is_no_quantity(text: str) -> None:
-    with pytest.raises(ValueError, match="quantity|unknown unit"):
+    with pytest.raises(ValueError, match=r"quantity|unknown unit"):
         parse_quantity(text)
 
 

@@ -11,9 +11,6 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import web
-from tests.support.client import FakeClient, parse_request
-from tests.support.virtual import run_virtual
-from tests.support.world import World
 
 from machine_operator.kube import client as client_module
 from machine_operator.kube.client import KubeClient
@@ -29,6 +26,9 @@ from machine_operator.kube.errors import (
     Unreachable,
 )
 from machine_operator.kube.resources import MACHINES, SECRETS
+from tests.support.client import FakeClient, parse_request
+from tests.support.virtual import run_virtual
+from tests.support.world import World
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
-from tests.support.virtual import run_virtual
 
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.connection import Connection
 from machine_operator.kube.errors import Expired, KubeError, ServerError, Unreachable
 from machine_operator.kube.informer import Informer, Key
 from machine_operator.kube.resources import SECRETS
+from tests.support.virtual import run_virtual
 
 Object = dict[str, Any]
 Script = list[Any]

@@ -12,7 +12,6 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.machines import DEFAULTS, KEY, a_machine
 
 from machine_operator.controller.hostkeys import new_host_key
 from machine_operator.kubevirt.digest import digest
@@ -21,6 +20,7 @@ from machine_operator.kubevirt.names import APPLIED_ANNOTATION, child_names
 from machine_operator.kubevirt.seed import HostKey, build_seed, seed_digest
 from machine_operator.kubevirt.settings import MachineDefaults
 from machine_operator.kubevirt.vm import build_vm, vm_digest
+from tests.support.machines import DEFAULTS, KEY, a_machine
 
 GOLDEN = Path(__file__).parents[1] / "data" / "machine-children.yaml"
 HOST_KEY = HostKey(private="PRIVATE\n", public="ssh-ed25519 PUBLIC")
@@ -216,7 +216,6 @@ def test_the_seed_is_cloud_config_with_the_host_key() -> None:
     assert config["ssh_keys"] == {"ed25519_private": "PRIVATE\n", "ed25519_public": HOST_KEY.public}
     assert base64.b64decode(secret["data"]["ssh-host-key"]).decode() == "PRIVATE\n"
     assert config["hostname"] == "box"
-    assert config["ssh_pwauth"] is False
     assert all(user["lock_passwd"] for user in config["users"])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.support.machines import DEFAULTS, UID, a_machine
 
 from machine_operator.api.phases import Reason
 from machine_operator.kubevirt.home import build_home
@@ -19,6 +18,7 @@ from machine_operator.kubevirt.readers import (
 from machine_operator.kubevirt.seed import HostKey, build_seed
 from machine_operator.kubevirt.vm import build_vm, vm_digest
 from machine_operator.lifecycle.observation import InstancePhase, Trouble
+from tests.support.machines import DEFAULTS, UID, a_machine
 
 Object = dict[str, Any]
 QUOTA = (
@@ -70,7 +70,7 @@ def trouble_of(*conditions: Object, phase: str = "Scheduling") -> Trouble | None
 def test_a_vm_before_its_first_status() -> None:
     view = read_vm(vm())
     assert (view.name, view.uid, view.deleting) == ("m-7f3a9c215b1e", "vm-uid", False)
-    assert (view.run_strategy, view.printable_status, view.trouble) == ("Always", "", None)
+    assert (view.run_strategy, view.trouble) == ("Always", None)
     assert view.applied == vm_digest(a_machine(), DEFAULTS)
 
 

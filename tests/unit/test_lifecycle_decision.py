@@ -6,6 +6,14 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from hypothesis import given, settings
+
+from machine_operator.api.machine import MachineStatus
+from machine_operator.api.names import FINALIZER
+from machine_operator.api.phases import REASONS, DesiredState, Phase, Reason, ReclaimPolicy
+from machine_operator.lifecycle import actions as do
+from machine_operator.lifecycle.decision import Decision, decide
+from machine_operator.lifecycle.goal import goal_of
+from machine_operator.lifecycle.observation import InstancePhase, Observation
 from tests.support.machines import (
     NOW,
     a_claim,
@@ -16,14 +24,6 @@ from tests.support.machines import (
     an_observation,
 )
 from tests.support.observations import moments, observations
-
-from machine_operator.api.machine import MachineStatus
-from machine_operator.api.names import FINALIZER
-from machine_operator.api.phases import REASONS, DesiredState, Phase, Reason, ReclaimPolicy
-from machine_operator.lifecycle import actions as do
-from machine_operator.lifecycle.decision import Decision, decide
-from machine_operator.lifecycle.goal import goal_of
-from machine_operator.lifecycle.observation import InstancePhase, Observation
 
 THEN = "2026-03-01T10:00:00Z"
 MANY = settings(max_examples=100, deadline=None)

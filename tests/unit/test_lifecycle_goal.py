@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.support.machines import a_machine
 
 from machine_operator.api.phases import DesiredState
 from machine_operator.lifecycle.goal import goal_of
+from tests.support.machines import a_machine
 
 THEN = "2026-03-01T10:00:00Z"
 

@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.support.machines import NOW, a_claim, a_machine, a_vm, an_instance, an_observation
 
 from machine_operator.api.conditions import ConditionType
 from machine_operator.api.machine import MachineStatus
@@ -18,6 +17,7 @@ from machine_operator.lifecycle.goal import goal_of
 from machine_operator.lifecycle.observation import InstancePhase, Observation, Trouble
 from machine_operator.lifecycle.status import status_of, with_trouble
 from machine_operator.lifecycle.table import Situation
+from tests.support.machines import NOW, a_claim, a_machine, a_vm, an_instance, an_observation
 
 LATER = NOW + timedelta(hours=1)
 NOTHING: dict[str, Any] = {"virtual_machine": None, "instance": None, "home": None, "seed": None}

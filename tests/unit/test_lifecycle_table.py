@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.support.machines import a_claim, a_machine, a_vm, an_instance, an_observation
 
 from machine_operator.api.machine import MachineStatus, VirtualMachineRef
 from machine_operator.api.phases import REASONS, DesiredState, Phase, Reason
 from machine_operator.lifecycle.goal import Goal
 from machine_operator.lifecycle.observation import InstancePhase, Observation, Trouble
 from machine_operator.lifecycle.table import TABLE, Row, Situation, row_of
+from tests.support.machines import a_claim, a_machine, a_vm, an_instance, an_observation
 
 RUN, SLEEP, DESTROY = DesiredState.RUNNING, DesiredState.SLEEPING, DesiredState.DESTROYED
 ROWS = {(row.goal, row.when): row for row in TABLE}

@@ -222,9 +222,6 @@ class VirtualMachineRef(Model):
     instance_uid: str | None = Field(
         default=None, description="UID of the VirtualMachineInstance; each start has a new one."
     )
-    printable_status: str | None = Field(
-        default=None, description="What KubeVirt calls the VM's state, such as Running."
-    )
     home_claim: str | None = Field(
         default=None, description="Name of the PersistentVolumeClaim which is the home disk."
     )

@@ -133,6 +133,7 @@ class Engine:
             log.error("machine %s: a pass took longer than %.0f s", key, _PASS_LIMIT)
         except KubeError as error:
             log.warning("machine %s: %s", key, error)
+            return Outcome(retry=True, at_least=error.retry_after or 0.0)
         except Exception:
             # One machine that trips over a bug must not take the others' worker with it.
             log.exception("machine %s: an error that is ours", key)

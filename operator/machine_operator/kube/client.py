@@ -154,8 +154,9 @@ class KubeClient:
             AlreadyExists: one of that name is there.
         """
         params = {"dryRun": "All"} if dry_run else None
+        full = {"apiVersion": resource.api_version, "kind": resource.kind, **body}
         return await self.request(
-            "POST", resource.path(namespace=namespace), params=params, body=body
+            "POST", resource.path(namespace=namespace), params=params, body=full
         )
 
     async def replace(

@@ -44,6 +44,8 @@ class KubeError(Exception):
     """Anything that went wrong while talking to kube-apiserver."""
 
     retryable: ClassVar[bool] = True
+    retry_after: float | None = None
+    """Seconds that the server asked us to wait, or None."""
 
 
 class Unreachable(KubeError):
@@ -64,7 +66,6 @@ class ApiError(KubeError):
         reason: `metav1.Status.reason`, such as `NotFound` or `Expired` ("" where there was none).
         message: the server's sentence.
         details: `metav1.Status.details`.
-        retry_after: seconds that the server asked us to wait, or None.
     """
 
     def __init__(

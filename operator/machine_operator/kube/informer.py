@@ -154,7 +154,13 @@ class Informer(Generic[T]):
         # List items carry neither kind nor apiVersion.
         item.setdefault("kind", self.resource.kind)
         item.setdefault("apiVersion", self.resource.api_version)
-        new = self._project(item)
+        try:
+            new = self._project(item)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            # One odd object must not end the watch of all others.
+            log.error("%s %s cannot be read and is left out: %r", self.resource.kind, key, error)
+            self._forget(key)
+            return
         old = self._cache.get(key)
         self._cache[key] = new
         if old != new:

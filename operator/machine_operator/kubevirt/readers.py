@@ -51,7 +51,6 @@ def read_vm(obj: Object) -> VirtualMachineView:
         deleting="deletionTimestamp" in meta,
         run_strategy=obj["spec"].get("runStrategy", ""),
         applied=_applied(meta),
-        printable_status=printable,
         trouble=_vm_trouble(_conditions(status), status, printable),
     )
 

@@ -86,7 +86,6 @@ def _user_data(machine: Machine, defaults: MachineDefaults, key: HostKey) -> Obj
         "hostname": machine.metadata.name,
         "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": key.private, "ed25519_public": key.public},
-        "ssh_pwauth": False,
         "users": [
             {
                 "name": LOGIN_USER,
@@ -103,6 +102,7 @@ def _user_data(machine: Machine, defaults: MachineDefaults, key: HostKey) -> Obj
 
 
 def _files(machine: Machine, defaults: MachineDefaults) -> list[Object]:
+    # Not cloud-init's ssh_pwauth, which restarts sshd after people have begun to log in.
     sshd = [f"AuthorizedKeysFile {_KEYS}/%u .ssh/authorized_keys", "PasswordAuthentication no"]
     files = [
         _file(f"{_KEYS}/{LOGIN_USER}", "".join(f"{k}\n" for k in machine.spec.ssh_authorized_keys)),

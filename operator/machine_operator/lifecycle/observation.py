@@ -59,7 +59,6 @@ class VirtualMachineView:
     deleting: bool
     run_strategy: str
     applied: str
-    printable_status: str = ""
     trouble: Trouble | None = None
 
 

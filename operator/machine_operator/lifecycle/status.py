@@ -99,7 +99,6 @@ def _reference(at: Situation) -> VirtualMachineRef | None:
         name=vm.name,
         uid=vm.uid,
         instance_uid=instance.uid if instance else None,
-        printable_status=vm.printable_status or None,
         home_claim=claim,
     )
 
