@@ -108,7 +108,7 @@ async def tell(story: Story, **death: Any) -> tuple[World, Witness, int]:
         await second.start()
         await plot
         await world.quiet()
-        assert not second.engine.failed.is_set()
+        assert not second.engine.failed
         await second.stop()
     else:
         await plot

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from machine_operator.api.names import NAME_LABEL, UID_LABEL
+from machine_operator.controller.engine import Engine
 from machine_operator.kube.errors import ApiError
 from tests.support.apiserver import FakeApi, Request, failure
+from tests.support.machines import DEFAULTS
 from tests.support.virtual import eventually, run_virtual
-from tests.support.world import World
+from tests.support.world import Operator, World
 
 VMS, VMIS, CLAIMS = "virtualmachines", "virtualmachineinstances", "persistentvolumeclaims"
 QUOTA = (
@@ -239,7 +242,7 @@ def test_an_outage_in_the_middle_is_waited_for() -> None:
             world.api.down = True
             world.api.break_watches()
             await asyncio.sleep(600.0)
-            assert not process.engine.failed.is_set()
+            assert not process.engine.failed
             requests = len(world.api.log)
             await asyncio.sleep(600.0)
             # Four informers and the feed of Machines, each at most every 15 s in the long run.
@@ -318,5 +321,48 @@ def test_a_lost_disk_stops_the_machine_for_good() -> None:
             assert world.api.all(CLAIMS) == [], "forgotten over a restart"
             world.delete()
             await eventually(world.gone, state=world.describe)
+
+    run_virtual(scenario())
+
+
+def test_an_engine_that_cannot_go_on_says_so() -> None:
+    """The shell then ends the process, and whoever runs it starts it again."""
+
+    async def scenario() -> None:
+        world = World()
+        told = asyncio.Event()
+        process = Operator(world.api)
+        process.engine = Engine(process.client, defaults=DEFAULTS, on_failure=told.set)
+
+        async def broken() -> None:
+            raise RuntimeError("a bug in a cache")
+
+        process.engine.children.run = broken  # type: ignore[method-assign]
+        await process.start()
+        await asyncio.wait_for(told.wait(), 5.0)
+        assert process.engine.failed
+        await process.stop()
+
+    run_virtual(scenario())
+
+
+def test_a_child_that_cannot_be_read_leaves_the_others_alone() -> None:
+    async def scenario() -> None:
+        world = World()
+        async with world.operator():
+            world.create()
+            await world.phase("running")
+            odd = {
+                "metadata": {
+                    "name": "odd",
+                    "namespace": "ns",
+                    "labels": {UID_LABEL: "u", NAME_LABEL: "box"},
+                },
+                "spec": {"template": {}},
+                "status": "not an object",
+            }
+            world.api.handle(Request("create", VMS, "ns", None, None, odd, {}))
+            world.create("second")
+            await world.phase("running", "second")
 
     run_virtual(scenario())

@@ -75,7 +75,7 @@ class World:
         await process.start()
         try:
             yield process
-            assert not process.engine.failed.is_set(), "a task of the engine ended"
+            assert not process.engine.failed, "a task of the engine ended"
         finally:
             await process.stop()
 

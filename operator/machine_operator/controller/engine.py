@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from machine_operator.api.machine import Machine, MachineError, read_machine
@@ -34,7 +35,14 @@ _PASS_LIMIT = 60.0
 class Engine:
     """Runs the reconcilers of all machines. `start` and `stop` are called by the shell."""
 
-    def __init__(self, client: KubeClient, *, defaults: MachineDefaults, workers: int = 32) -> None:
+    def __init__(
+        self,
+        client: KubeClient,
+        *,
+        defaults: MachineDefaults,
+        workers: int = 32,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
         self._queue: WorkQueue[Key] = WorkQueue()
         self._machines: dict[Key, Machine] = {}
         self.children = Children(client, enqueue=self._queue.add)
@@ -44,8 +52,9 @@ class Engine:
         self._reconciler = Reconciler(actor=actor, children=self.children, defaults=defaults)
         self._workers = workers
         self._tasks: list[asyncio.Task[None]] = []
-        self.failed = asyncio.Event()
-        """Set when a task ended that never should: the process cannot go on."""
+        self._on_failure = on_failure
+        self.failed = False
+        """Whether a task ended that never should: the process cannot go on."""
 
     @property
     def ready(self) -> bool:
@@ -63,7 +72,8 @@ class Engine:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             log.critical("%s ended: %r", task.get_name(), task.exception())
-            self.failed.set()
+            self.failed = True
+            self._on_failure()
 
     async def stop(self) -> None:
         """End them; a pass that is under way is cut off at its next request, which is safe."""

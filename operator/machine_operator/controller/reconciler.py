@@ -34,6 +34,9 @@ __all__ = ["Outcome", "Reconciler"]
 
 log = logging.getLogger(__name__)
 
+_SOON = 0.5
+"""Seconds until the next look after a conflict."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -111,8 +114,12 @@ class Reconciler:
 
     async def _failed(self, seen: Observation, action: do.Action, error: ApiError) -> Outcome:
         trouble = _trouble(action, error)
+        if isinstance(error, Conflict):
+            # Normal, not an error: somebody was faster. What they wrote is on its way into the caches.
+            log.debug("%s: %s; looking again", _name(seen.machine), error)
+            return Outcome(requeue_after=_SOON)
         if trouble is None:
-            # Somebody was faster, or the server has a hiccup: nothing that people need to see.
+            # The server has a hiccup: nothing that people need to see.
             log.info("%s: %s; looking again", _name(seen.machine), error)
             return Outcome(retry=True, at_least=error.retry_after or 0.0)
         log.warning("%s: %s: %s", _name(seen.machine), trouble.reason, error)

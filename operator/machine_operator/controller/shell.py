@@ -82,22 +82,25 @@ async def run_controller(settings: ControllerSettings) -> None:
     """Run the operator until SIGTERM or SIGINT."""
     connection = await connect(settings.kubeconfig)
     async with KubeClient(connection) as client:
-        engine = Engine(client, defaults=settings.machines, workers=settings.workers)
+        stop = asyncio.Event()
+        engine = Engine(
+            client, on_failure=stop.set, defaults=settings.machines, workers=settings.workers
+        )
         health = HealthServer(settings.metrics_address, ready=lambda: engine.ready)
         async with health:
             # Crash-only: whoever runs us (kubelet, the local supervisor) starts us again.
             await kopf.operator(
-                registry=_registry(client, engine),
+                registry=_registry(client, engine, stop=stop),
                 settings=_settings(),
                 clusterwide=True,
                 standalone=True,
-                stop_flag=engine.failed,
+                stop_flag=stop,
             )
-        if engine.failed.is_set():
+        if engine.failed:
             raise SystemExit("the controller cannot go on; the log says why")
 
 
-def _registry(client: KubeClient, engine: Engine) -> kopf.OperatorRegistry:
+def _registry(client: KubeClient, engine: Engine, *, stop: asyncio.Event) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -114,6 +117,8 @@ def _registry(client: KubeClient, engine: Engine) -> kopf.OperatorRegistry:
     @kopf.on.cleanup(registry=registry)
     async def cleanup(**_: Any) -> None:
         await engine.stop()
+        # kopf leaves its own task waiting for the flag, and then waits five seconds for that task.
+        stop.set()
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def machine_event(event: Any, **_: Any) -> None:

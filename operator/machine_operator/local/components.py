@@ -7,7 +7,7 @@ Node authorizer, aggregation and garbage collection are all on.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from machine_operator.local.certificates import key_pair
 from machine_operator.local.paths import ClusterPaths
@@ -43,15 +43,10 @@ class Component:
     Attributes:
         name: as in logs and `local status`.
         command: argv.
-        environment: added to the supervisor's own.
-        gentle: SIGTERM and a wait at the end instead of SIGKILL. Only what keeps state or has children of its own
-            needs it; the others keep everything in etcd and would take seconds to drain.
     """
 
     name: str
     command: tuple[str, ...]
-    environment: dict[str, str] = field(default_factory=dict)
-    gentle: bool = False
 
 
 def components(settings: ClusterSettings, paths: ClusterPaths) -> dict[str, Component]:
@@ -96,7 +91,6 @@ def _etcd(settings: ClusterSettings, paths: ClusterPaths) -> Component:
             "--unsafe-no-fsync=true",
             "--log-level=warn",
         ),
-        gentle=True,
     )
 
 
@@ -226,7 +220,6 @@ def _hollow_node(paths: ClusterPaths) -> Component:
     return Component(
         "hollow-node",
         (sys.executable, "-m", "machine_operator.local.hollow", f"--config={paths.data}/node.json"),
-        gentle=True,
     )
 
 
@@ -244,5 +237,4 @@ def _controller(settings: ClusterSettings, paths: ClusterPaths) -> Component:
             f"--ssh-user-ca={paths.pki}/ssh-user-ca.pub",
             f"--metrics-address={_LOOPBACK}:{settings.ports['controller']}",
         ),
-        gentle=True,
     )

@@ -146,10 +146,12 @@ class Supervisor:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self._paths.data,
-                env={**os.environ, **component.environment, **self._mark},
+                env={**os.environ, **self._mark},
                 # A group of its own: Ctrl-C at the terminal of `local up` is not theirs to see.
                 start_new_session=True,
             )
+        if self._stopping:  # while we were starting it
+            process.kill()
         record = record_of(process.pid)
         if record is None:  # it ended before we looked; `wait` tells how
             record = ProcessRecord(pid=process.pid, started=-1, boot="")
@@ -174,13 +176,24 @@ class Supervisor:
                     f"{name} ended {in_a_row} times in a row (code {code}). Its last words:\n{last}"
                 )
             return
-        await asyncio.sleep(_PAUSES[min(in_a_row, len(_PAUSES) - 1)])
-        if self._stopping:
+        await self._restart(child, in_a_row=in_a_row)
+
+    async def _restart(self, child: _Child, *, in_a_row: int) -> None:
+        name = child.component.name
+        while not self._stopping:
+            await asyncio.sleep(_PAUSES[min(in_a_row, len(_PAUSES) - 1)])
+            if self._stopping:
+                return
+            try:
+                self._children[name] = await self._spawn(
+                    child.component, restarts=child.restarts + 1, in_a_row=in_a_row
+                )
+            except OSError as error:  # such as a cache that somebody has emptied
+                log.error("%s cannot be started: %s", name, error)
+                in_a_row += 1
+                continue
+            self._report(self._phase, self._message)
             return
-        self._children[name] = await self._spawn(
-            child.component, restarts=child.restarts + 1, in_a_row=in_a_row
-        )
-        self._report(self._phase, self._message)
 
     # ---- the end
 
@@ -191,9 +204,10 @@ class Supervisor:
             self._report("stopping", "stopping")
         await self._end("controller", "hollow-node", grace=3.0)
         await stop_guests(self._paths.node, grace=_GUEST_GRACE)
-        gentle = ("controller", "hollow-node", "etcd")
-        await self._end(*(name for name in self._children if name not in gentle), grace=0)
-        await self._end("etcd", grace=3.0)
+        stopped = ("controller", "hollow-node", "etcd")
+        await self._end(*(name for name in self._children if name not in stopped), grace=0)
+        # Nobody writes any more, and its log is complete after each write: it need not drain for seconds.
+        await self._end("etcd", grace=0.5)
         watchers = [child.watcher for child in self._children.values() if child.watcher]
         await asyncio.gather(*watchers, return_exceptions=True)
         self._report("failed" if failed else "stopped", self._message if failed else "")
