@@ -39,7 +39,10 @@ status, client, pending = "running", None, b""
 
 def send(value):
     if client is not None:
-        client.sendall(json.dumps(value).encode() + b"\\r\\n")
+        try:
+            client.sendall(json.dumps(value).encode() + b"\\r\\n")
+        except OSError:  # it has left, and we have not noticed yet: as in QEMU, that is no reason to end
+            pass
 
 
 def power_off():
