@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from machine_operator.api.conditions import ConditionType
 from machine_operator.api.machine import Machine
 from machine_operator.api.names import FINALIZER
-from machine_operator.api.phases import DesiredState, Phase, Reason, ReclaimPolicy
+from machine_operator.api.phases import REASONS, DesiredState, Phase, Reason, ReclaimPolicy
 from machine_operator.lifecycle.observation import InstancePhase, Observation, Trouble
 from tests.support.machines import WANTED, a_claim, a_machine, a_seed, a_vm, an_instance
 
@@ -22,7 +22,9 @@ moments = st.datetimes(
     min_value=datetime(2026, 1, 1), max_value=datetime(2036, 1, 1), timezones=st.just(UTC)
 )
 _troubles = st.none() | st.builds(
-    Trouble, reason=st.sampled_from(Reason), message=st.text(max_size=20)
+    Trouble,
+    reason=st.sampled_from([reason for reason in Reason if REASONS[reason].is_trouble]),
+    message=st.text(max_size=20),
 )
 
 

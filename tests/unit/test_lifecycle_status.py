@@ -260,3 +260,8 @@ def test_a_message_of_any_length_fits_the_schema() -> None:
     seen = an_observation(instance=None, virtual_machine=a_vm(trouble=trouble))
     found = status(seen)
     assert all(len(c.message) <= 32768 for c in found.conditions)
+
+
+def test_a_trouble_is_something_that_somebody_has_to_end() -> None:
+    with pytest.raises(ValueError, match="DesiredStateReached is no trouble"):
+        Trouble(Reason.DESIRED_STATE_REACHED, "all is well")

@@ -104,6 +104,9 @@ class Reason(StrEnum):
     UNKNOWN = "Unknown"
 
 
+_NOTHING: Final = "Nothing to do."
+
+
 @dataclass(frozen=True, slots=True)
 class ReasonFacts:
     """One row of the table of reasons.
@@ -118,8 +121,11 @@ class ReasonFacts:
     unblocks: str
     retryable: bool
 
+    @property
+    def is_trouble(self) -> bool:
+        """Whether something is wrong that somebody has to end."""
+        return self.unblocks != _NOTHING
 
-_NOTHING: Final = "Nothing to do."
 
 REASONS: Final[Mapping[Reason, ReasonFacts]] = MappingProxyType(
     {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from machine_operator.api.machine import Machine
-from machine_operator.api.phases import Reason, ReclaimPolicy
+from machine_operator.api.phases import REASONS, Reason, ReclaimPolicy
 
 __all__ = [
     "ClaimView",
@@ -30,6 +30,10 @@ class Trouble:
 
     reason: Reason
     message: str
+
+    def __post_init__(self) -> None:
+        if not REASONS[self.reason].is_trouble:
+            raise ValueError(f"{self.reason} is no trouble: nobody has to do anything about it")
 
 
 class InstancePhase(StrEnum):

@@ -37,16 +37,12 @@ def with_trouble(at: Situation, trouble: Trouble, *, now: datetime) -> MachineSt
 
 def _error(at: Situation, reason: Reason) -> str | None:
     """The root cause in words, for a reason that is somebody's trouble."""
-    if not _is_failure(reason):
+    if not REASONS[reason].is_trouble:
         return None
     if at.trouble is not None and at.trouble.reason is reason:
         return at.trouble.message
     facts = REASONS[reason]
     return f"{facts.meaning} {facts.unblocks}"
-
-
-def _is_failure(reason: Reason) -> bool:
-    return reason in REASONS and REASONS[reason].unblocks != REASONS[Reason.ACCEPTED].unblocks
 
 
 def _status(
@@ -156,13 +152,13 @@ def _ready(at: Situation, phase: Phase, reason: Reason, error: str | None) -> Co
 
 
 def _reconciling(phase: Phase, reason: Reason) -> Condition:
-    moving = phase in _TRANSITIONAL and not _is_failure(reason)
+    moving = phase in _TRANSITIONAL and not REASONS[reason].is_trouble
     status: ConditionStatus = "True" if moving else "False"
     return _condition(ConditionType.RECONCILING, status, reason, REASONS[reason].meaning)
 
 
 def _stalled(reason: Reason, error: str | None) -> Condition:
-    if _is_failure(reason):
+    if REASONS[reason].is_trouble:
         message, todo = error or REASONS[reason].meaning, REASONS[reason].unblocks
         if todo not in message:
             message = f"{message} What to do: {todo}"
