@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -59,24 +61,28 @@ async def ssh_command(
     directory.mkdir(mode=0o700, exist_ok=True)
     alias = f"{machine}.{namespace}"
     known_hosts = directory / f"{names.vm}.known_hosts"
-    known_hosts.write_text(f"{alias} {host_key}\n")
-    identity = _issue_identity(directory, paths.pki / "ssh-user-ca")
-    proxy = (
-        f"{sys.executable} -m machine_operator.cli.main local forward --name {paths.name}"
-        f" --data '{paths.data}' --namespace {namespace} {names.vm} {settings.ssh_port}"
-    )
+    _replace(known_hosts, f"{alias} {host_key}\n".encode(), mode=0o600)
+    identity, certificate = _issue_certificate(directory, paths.pki / "ssh-user-ca")
+    forward = [sys.executable, "-m", "machine_operator.cli.main", "local", "forward"]
+    where = ["--name", paths.name, "--data", str(paths.data), "--namespace", namespace]
+    proxy = shlex.join([*forward, *where, names.vm, str(settings.ssh_port)])
     options = {
-        "ProxyCommand": proxy,
-        "IdentityFile": identity,
-        "CertificateFile": f"{identity}-cert.pub",
+        "ProxyCommand": proxy.replace("%", "%%"),
+        "IdentityFile": _quoted(identity),
+        "CertificateFile": _quoted(certificate),
         "IdentitiesOnly": "yes",
-        "UserKnownHostsFile": known_hosts,
+        "UserKnownHostsFile": _quoted(known_hosts),
         "HostKeyAlias": alias,
         "StrictHostKeyChecking": "yes",
         "LogLevel": "ERROR",
     }
     flags = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
     return ["ssh", "-F", "none", *flags, f"{LOGIN_USER}@{alias}", *command]
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value of an ssh option, where spaces separate and percent signs mean something."""
+    return f'"{str(path).replace("%", "%%")}"'
 
 
 async def _running_machine(client: KubeClient, namespace: str, machine: str) -> dict[str, Any]:
@@ -96,11 +102,14 @@ async def _running_machine(client: KubeClient, namespace: str, machine: str) -> 
     return found
 
 
-def _issue_identity(directory: Path, authority: Path) -> Path:
-    """A fresh key with a certificate of the cluster's authority, in the user's data directory (0600)."""
-    key = ed25519.Ed25519PrivateKey.generate()
-    signer = serialization.load_ssh_private_key(authority.read_bytes(), password=None)
-    assert isinstance(signer, ed25519.Ed25519PrivateKey)  # noqa: S101 - we made it
+def _issue_certificate(directory: Path, authority: Path) -> tuple[Path, Path]:
+    """The user's key, made once, with a fresh certificate of the cluster's authority: both files.
+
+    The key stays the same, so that two logins at once cannot mix one's key with the other's certificate.
+    """
+    path = directory / "identity"
+    key = _own_key(path)
+    signer = _load(authority)
     now = int(time.time())
     certificate = (
         serialization.SSHCertificateBuilder()
@@ -118,15 +127,30 @@ def _issue_identity(directory: Path, authority: Path) -> Path:
         .add_extension(b"permit-user-rc", b"")
         .sign(signer)
     )
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.OpenSSH,
-        serialization.NoEncryption(),
-    )
-    path = directory / "identity"
-    _replace(path, private, mode=0o600)
-    _replace(path.with_name("identity-cert.pub"), certificate.public_bytes() + b"\n", mode=0o600)
-    return path
+    issued = path.with_name("identity-cert.pub")
+    _replace(issued, certificate.public_bytes() + b"\n", mode=0o600)
+    return path, issued
+
+
+def _own_key(path: Path) -> ed25519.Ed25519PrivateKey:
+    if not path.exists():
+        private = ed25519.Ed25519PrivateKey.generate().private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.OpenSSH,
+            serialization.NoEncryption(),
+        )
+        draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+        _replace(draft, private, mode=0o600)
+        with contextlib.suppress(FileExistsError):  # another login was faster: its key is as good
+            os.link(draft, path)
+        draft.unlink()
+    return _load(path)
+
+
+def _load(path: Path) -> ed25519.Ed25519PrivateKey:
+    key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    assert isinstance(key, ed25519.Ed25519PrivateKey)  # noqa: S101 - we made it
+    return key
 
 
 def _replace(path: Path, content: bytes, *, mode: int) -> None:
