@@ -189,6 +189,7 @@ def test_down_leaves_nothing_and_a_taken_port_is_avoided(up_again: Cluster) -> N
     spare.local("down")
     assert marked_processes(spare.paths.data) == []
     assert listeners(before) == []
+    assert not spare.paths.scratch.exists()
     assert not _runs(supervisor)
     assert spare.local("status", check=False).stdout.strip() == "stopped"
     spare.local("down")  # harmless
@@ -232,6 +233,7 @@ def test_down_after_the_supervisor_was_killed_ends_its_processes(up_again: Clust
     spare.local("down")
     assert marked_processes(spare.paths.data) == []
     assert listeners(spare.settings) == []
+    assert not spare.paths.scratch.exists()
 
 
 def test_purge_removes_the_data(up_again: Cluster) -> None:

@@ -142,6 +142,7 @@ def down(paths: ClusterPaths, *, say: Callable[[str], None]) -> None:
                 time.sleep(0.02)
             end_processes([supervisor], grace=0)
         end_leftovers(paths, say=say)
+        shutil.rmtree(paths.scratch, ignore_errors=True)  # a killed supervisor could not
         state = read_json(paths.state) or {}
         write_json(paths.state, {**state, "phase": "stopped", "message": "", "components": {}})
 

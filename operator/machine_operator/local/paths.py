@@ -54,6 +54,11 @@ class ClusterPaths:
         return self.data / "node"
 
     @property
+    def scratch(self) -> Path:
+        """Temporary files of the components: new at each `up`, gone after `down`."""
+        return self.data / "tmp"
+
+    @property
     def settings(self) -> Path:
         """What was asked for at `up`, and the ports that were chosen (JSON)."""
         return self.data / "cluster.json"

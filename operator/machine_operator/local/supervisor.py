@@ -12,6 +12,7 @@ import contextlib
 import functools
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,8 @@ class Supervisor:
         """Bring the cluster up, keep it up until `stop`, take it down. Returns the exit code."""
         self._failure = asyncio.get_running_loop().create_future()
         self._report("starting", "starting etcd")
+        shutil.rmtree(self._paths.scratch, ignore_errors=True)
+        self._paths.scratch.mkdir(mode=0o700)
         work = asyncio.create_task(self._bring_up())
         code = 0
         try:
@@ -146,7 +149,8 @@ class Supervisor:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self._paths.data,
-                env={**os.environ, **self._mark},
+                # virt-api leaves a directory of certificates in TMPDIR at each start.
+                env={**os.environ, **self._mark, "TMPDIR": str(self._paths.scratch)},
                 # A group of its own: Ctrl-C at the terminal of `local up` is not theirs to see.
                 start_new_session=True,
             )
@@ -210,6 +214,7 @@ class Supervisor:
         await self._end("etcd", grace=0.5)
         watchers = [child.watcher for child in self._children.values() if child.watcher]
         await asyncio.gather(*watchers, return_exceptions=True)
+        shutil.rmtree(self._paths.scratch, ignore_errors=True)
         self._report("failed" if failed else "stopped", self._message if failed else "")
 
     async def _end(self, *names: str, grace: float) -> None:
