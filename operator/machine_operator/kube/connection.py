@@ -105,15 +105,20 @@ async def _from_kubeconfig(kubeconfig: str | None, context: str | None) -> Conne
             client_configuration=found,
             persist_config=False,
         )
+        tls = _tls(found) if str(found.host).startswith("https") else None
     except (config.ConfigException, OSError) as error:
         raise ConfigurationError(
             f"no usable kubeconfig at {where}: {error}. Set KUBECONFIG or pass --kubeconfig; "
             "for the local cluster, run: eval $(machine-operator local env)"
         ) from error
+    finally:
+        # The package writes embedded keys to files and removes them at exit, which a process that is killed, or
+        # replaced by another program, never comes to. They are in the TLS context by now.
+        config.kube_config._cleanup_temp_files()  # type: ignore[no-untyped-call]
     namespace = loader.current_context["context"].get("namespace") or "default"
     return Connection(
         server=str(found.host).rstrip("/"),
-        tls=_tls(found) if str(found.host).startswith("https") else None,
+        tls=tls,
         token=_bearer(found.api_key.get("BearerToken")),
         namespace=namespace,
     )
