@@ -28,6 +28,7 @@ from machine_operator.local.ssh import SshError, ssh_command
 from tests.cluster.host import guests_by_machine
 
 __all__ = [
+    "COMPONENTS",
     "MINUTE",
     "Cluster",
     "Completed",
@@ -45,6 +46,18 @@ MINUTE = 60.0
 """Seconds. A guest boots in a tenth of that where nothing else runs."""
 
 _POLL = 0.1
+
+COMPONENTS = (
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "virt-api",
+    "virt-controller",
+    "hollow-node",
+    "controller",
+)
+"""All processes of a whole cluster, but for the supervisor."""
 
 
 def until(check: Callable[[], T], what: str, *, timeout: float = MINUTE) -> T:

@@ -13,20 +13,9 @@ from uuid import uuid4
 import pytest
 
 from tests.cluster.host import one_guest_each
-from tests.cluster.support import MINUTE, Cluster, Machine, Object, until
+from tests.cluster.support import COMPONENTS, MINUTE, Cluster, Machine, Object, until
 
 pytestmark = pytest.mark.cluster
-
-COMPONENTS = (
-    "etcd",
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "virt-api",
-    "virt-controller",
-    "hollow-node",
-    "controller",
-)
 
 
 @pytest.fixture(scope="module")

@@ -142,7 +142,7 @@ async def test_patches_and_lists() -> None:
         await client.merge_patch(SECRETS, "b", {}, namespace="ns", strategic=True)
         await client.json_patch(SECRETS, "b", [{"op": "test"}], namespace="ns")
         await client.replace(SECRETS, "b", {}, namespace="ns")
-        await client.create(SECRETS, {}, namespace="ns", dry_run=True)
+        await client.create(SECRETS, {}, namespace="ns")
         await client.list(SECRETS, label_selector="x,y", resource_version="0")
     root = "/api/v1/namespaces/ns/secrets"
     machine = "/apis/machines.dedaluslabs.ai/v1alpha1/namespaces/ns/machines/b/status"
@@ -151,7 +151,7 @@ async def test_patches_and_lists() -> None:
         ("PATCH", f"{root}/b", "application/strategic-merge-patch+json"),
         ("PATCH", f"{root}/b", "application/json-patch+json"),
         ("PUT", f"{root}/b", "application/json"),
-        ("POST", f"{root}?dryRun=All", "application/json"),
+        ("POST", root, "application/json"),
         ("GET", "/api/v1/secrets?labelSelector=x,y&resourceVersion=0", "application/octet-stream"),
     ]
 

@@ -169,7 +169,7 @@ def test_a_running_instance() -> None:
             }
         )
     )
-    assert (view.ready, view.node, view.paused, view.trouble) == (True, "node-1", False, None)
+    assert (view.ready, view.node, view.trouble) == (True, "node-1", None)
     assert view.addresses == ("10.0.0.7", "fd00::7")
     assert (view.vcpu, view.memory_mib) == (0.25, 512)
 

@@ -146,18 +146,14 @@ class KubeClient:
         body: Object,
         *,
         namespace: str | None = None,
-        dry_run: bool = False,
     ) -> Object:
         """POST a new object.
 
         Raises:
             AlreadyExists: one of that name is there.
         """
-        params = {"dryRun": "All"} if dry_run else None
         full = {"apiVersion": resource.api_version, "kind": resource.kind, **body}
-        return await self.request(
-            "POST", resource.path(namespace=namespace), params=params, body=full
-        )
+        return await self.request("POST", resource.path(namespace=namespace), body=full)
 
     async def replace(
         self,

@@ -82,7 +82,6 @@ def read_instance(obj: Object) -> InstanceView:
     conditions = _conditions(status)
     phase = _PHASES.get(status.get("phase", ""), InstancePhase.PENDING)
     domain = obj["spec"]["domain"]
-    paused = conditions.get("Paused")
     return InstanceView(
         uid=meta["uid"],
         phase=phase,
@@ -93,7 +92,6 @@ def read_instance(obj: Object) -> InstanceView:
         addresses=_addresses(status),
         vcpu=_vcpu(domain),
         memory_mib=_memory_mib(domain),
-        paused=paused is not None and paused["status"] == "True",
         trouble=None if phase is InstancePhase.ENDED else _instance_trouble(conditions),
     )
 

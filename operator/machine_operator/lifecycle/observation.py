@@ -86,7 +86,6 @@ class InstanceView:
     addresses: tuple[str, ...] = ()
     vcpu: float | None = None
     memory_mib: int | None = None
-    paused: bool = False
     trouble: Trouble | None = None
 
 
