@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 LOCAL  := $(BIN)/machine-operator local
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop clean test test-fast lint format lock crds docs bench-local bench-from-nothing packages
+.PHONY: help run stop clean test test-fast lint format lock crds docs bench-local bench-controller bench-from-nothing packages
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -52,6 +52,10 @@ lock: $(STAMP) ## Lock the dependencies of pyproject.toml again (by version and 
 bench-local: $(STAMP) ## Measure the local cluster: start, boot, memory (prints a table, writes bench/results/local.json)
 	@scripts/system-packages
 	$(BIN)/python bench/local.py
+
+bench-controller: $(STAMP) ## Measure the operator beside a bare loop: times, throughput, writes, memory, fail-over (an hour)
+	@scripts/system-packages
+	$(BIN)/python bench/controller.py
 
 bench-from-nothing: $(STAMP) ## Measure `make run` from a fresh clone with nothing cached, step by step (minutes, gigabytes)
 	$(BIN)/python bench/local.py --from-nothing

@@ -37,7 +37,8 @@ class Figure:
         name: what was measured, in words.
         value: the median where it was measured several times.
         unit: of the value.
-        limit: the most that it may be; None for numbers that only explain others.
+        limit: the most that it may be; None where there is no such bound.
+        least: the least that it may be. Without either bound a number only explains others.
         lowest, highest, count: the spread behind the value.
     """
 
@@ -48,11 +49,24 @@ class Figure:
     lowest: float | None = None
     highest: float | None = None
     count: int = 1
+    least: float | None = None
+
+    @property
+    def must(self) -> str | None:
+        """What it must be, in words; None where nothing is asked of it."""
+        if self.limit is not None and self.limit == self.least:
+            return f"== {self.limit:g}"
+        bounds = (("<=", self.limit), (">=", self.least))
+        words = [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
+        return ", ".join(words) or None
 
     @property
     def holds(self) -> bool | None:
         """Whether it is as it must be; None where nothing is asked of it."""
-        return None if self.limit is None else self.value <= self.limit
+        if self.must is None:
+            return None
+        low_enough = self.limit is None or self.value <= self.limit
+        return low_enough and (self.least is None or self.value >= self.least)
 
     def to_json(self) -> dict[str, Any]:
         """For the results file."""
@@ -60,7 +74,7 @@ class Figure:
             "name": self.name,
             "value": _rounded(self.value),
             "unit": self.unit,
-            "must": None if self.limit is None else f"<= {self.limit:g}",
+            "must": self.must,
             "holds": self.holds,
             "min": _rounded(self.lowest),
             "max": _rounded(self.highest),
@@ -69,7 +83,12 @@ class Figure:
 
 
 def measured(
-    name: str, values: Sequence[float], unit: str, *, limit: float | None = None
+    name: str,
+    values: Sequence[float],
+    unit: str,
+    *,
+    limit: float | None = None,
+    least: float | None = None,
 ) -> Figure:
     """The median of several measurements, with their spread."""
     return Figure(
@@ -80,12 +99,15 @@ def measured(
         lowest=min(values),
         highest=max(values),
         count=len(values),
+        least=least,
     )
 
 
-def single(name: str, value: float, unit: str, *, limit: float | None = None) -> Figure:
+def single(
+    name: str, value: float, unit: str, *, limit: float | None = None, least: float | None = None
+) -> Figure:
     """A single measurement."""
-    return Figure(name, value, unit, limit=limit)
+    return Figure(name, value, unit, limit=limit, least=least)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""At the end of a run: how long each part of the suite took."""
+"""At the end of a run: how long each part of the suite took, and what the exploring tests went through."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support import tally
 
 # Time limits per example would make property tests fail on a busy computer.
 settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -29,6 +31,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("parts")
     for part in sorted(seconds, key=lambda name: -seconds[name]):
         terminalreporter.line(f"{part:<40} {tests[part]:>5} tests {seconds[part]:>8.1f} s")
+    for kind, number in tally.totals().items():
+        terminalreporter.line(f"{kind:<40} {number:>5}")
 
 
 def _part(nodeid: str) -> str:

@@ -19,6 +19,9 @@ from machine_operator.local.locks import exclusive
 from machine_operator.local.paths import cluster_paths
 from tests.cluster.support import Cluster, Completed, Machine
 
+IMPATIENT = {"GRACE_SECONDS": "1", "STOP_TIMEOUT": "2s", "MINIMUM_AWAKE": "3s"}
+"""Settings of the impatient cluster's operator."""
+
 _LOCK_LIMIT = 1800.0
 _TEST_LIMIT = 300.0
 
@@ -59,6 +62,17 @@ def spare_cluster() -> Iterator[Cluster]:
     """A cluster without guests that tests may break; the test brings it up."""
     with fresh_cluster("test-spare", qemu=False) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def impatient_cluster() -> Iterator[Cluster]:
+    """A cluster without guests whose operator does not wait long, for tests that put things in its way."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in IMPATIENT.items():
+            patch.setenv(f"MACHINE_OPERATOR_{name}", value)
+        with fresh_cluster("test-impatient", qemu=False) as cluster:
+            cluster.up()
+            yield cluster
 
 
 @pytest.fixture

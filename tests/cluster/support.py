@@ -10,9 +10,12 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +25,7 @@ from machine_operator.kubevirt.names import child_names
 from machine_operator.local import cluster as local_cluster
 from machine_operator.local.logfiles import tail
 from machine_operator.local.paths import ClusterPaths, cache_directory
+from machine_operator.local.processes import ProcessRecord
 from machine_operator.local.progress import progress_for
 from machine_operator.local.settings import ClusterSettings, read_json
 from machine_operator.local.ssh import SshError, ssh_command
@@ -34,6 +38,7 @@ __all__ = [
     "Completed",
     "Machine",
     "Object",
+    "fetch",
     "run",
     "until",
 ]
@@ -106,6 +111,18 @@ def run(
     return done
 
 
+def fetch(url: str) -> tuple[int, str]:
+    """What a URL of plain HTTP answers: status and text."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError as error:
+        raise AssertionError(f"{url}: {error}") from error
+
+
 @dataclass(frozen=True)
 class Cluster:
     """One local cluster: the same code as `machine-operator local`, in a data directory of the tests' own."""
@@ -175,6 +192,31 @@ class Cluster:
             yield name
         finally:
             self.kubectl("delete", "namespace", name, "--wait=false", check=False)
+
+    def acts(self, identity: str, *args: str, **how: Any) -> Completed:
+        """Run kubectl with the certificate of one of the cluster's own identities, such as `virt-handler`."""
+        kubeconfig = self.paths.kubeconfigs / f"{identity}.yaml"
+        return self.kubectl("--kubeconfig", str(kubeconfig), *args, **how)
+
+    def process(self, component: str) -> ProcessRecord:
+        """The process of a component, as its supervisor wrote it down."""
+        return ProcessRecord.from_json(self.state()["components"][component]["process"])
+
+    @contextmanager
+    def frozen(self, *components: str) -> Iterator[None]:
+        """Whoever asks these gets no answer; afterwards they go on as if nothing had been."""
+        records = [self.process(component) for component in components]
+        try:
+            for record in records:
+                assert record.signal(signal.SIGSTOP), f"{record} is not there"
+            yield
+        finally:
+            for record in records:
+                record.signal(signal.SIGCONT)
+
+    def controller(self, path: str) -> tuple[int, str]:
+        """What the controller answers on its metrics port: status and text."""
+        return fetch(f"http://127.0.0.1:{self.settings.ports['controller']}{path}")
 
     def describe(self) -> str:
         """What a failed test shows of the cluster."""
@@ -254,6 +296,20 @@ class Machine:
         assert found, f"{self.name} has no condition {kind}: {self.status}"
         condition: Object = found[0]
         return condition
+
+    def child(self, kind: str) -> Object:
+        """Its `vm`, `vmi` or `pvc`, which exists."""
+        names = child_names(self.uid)
+        name = names.home if kind == "pvc" else names.vm
+        found: Object = json.loads(self.kubectl("get", kind, name, "-o", "json").stdout)
+        return found
+
+    def events(self, reason: str) -> list[Object]:
+        """The Events of this reason about it."""
+        about = f"involvedObject.kind=Machine,involvedObject.name={self.name},reason={reason}"
+        said = self.kubectl("get", "events", "--field-selector", about, "-o", "json").stdout
+        events: list[Object] = json.loads(said)["items"]
+        return events
 
     def wait_ready(self, *, timeout: float = MINUTE) -> Machine:
         """`kubectl wait`, as people do it."""

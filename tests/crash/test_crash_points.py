@@ -28,6 +28,7 @@ ONE_OF_A_KIND = ("virtualmachines", "virtualmachineinstances", "persistentvolume
 _VOLATILE = {
     "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "lastTransitionTime",
     "last_transition_at", "last_progress_at", "instance_uid", "volumeName",
+    "phaseTransitionTimestamp", "retryAfterTimestamp", "at",
     "ssh-host-key", "ssh-host-key.pub", "userdata",
     # Counted by whoever sees them; an operator that is away does not.
     "transitions", "revision",

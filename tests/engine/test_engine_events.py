@@ -74,7 +74,7 @@ def test_a_late_event_of_an_older_machine_does_not_displace_its_successor() -> N
             process.engine.saw_machine(old)
             await world.quiet()
             assert world.api.version == version, world.api.changes[-5:]
-            assert process.engine._machines[BOX].metadata.uid != old["metadata"]["uid"]
+            assert process.engine.machines.get(BOX).machine.metadata.uid != old["metadata"]["uid"]
             assert len(world.api.all("virtualmachines")) == 1
             world.edit(desired_state="sleeping")
             await world.phase("sleeping")
@@ -90,7 +90,7 @@ def test_the_deletion_of_an_older_machine_does_not_take_its_successor() -> None:
             old = world.api.find("machines")
             old["metadata"]["uid"] = "11111111-0000-4000-8000-000000000000"
             process.engine.lost_machine(old)
-            assert BOX in process.engine._machines
+            assert process.engine.machines.get(BOX) is not None
 
     run_virtual(scenario())
 
@@ -111,7 +111,7 @@ def test_a_machine_that_is_gone_is_forgotten() -> None:
             )  # fmt: skip
             process.engine.saw_machine(copy.deepcopy(last))
             await world.quiet()
-            assert dict(process.engine._machines) == {}
+            assert list(process.engine.machines) == []
 
     run_virtual(scenario())
 
@@ -131,7 +131,7 @@ def test_a_machine_that_vanished_without_a_word_is_dropped() -> None:
             await asyncio.sleep(120.0)
             children = {plural for plural, _, _ in world.api.objects}
             assert children == set(), f"children of a machine that is no more: {children}"
-            assert BOX not in process.engine._machines, "it is tried for ever"
+            assert process.engine.machines.get(BOX) is None, "it is tried for ever"
 
     run_virtual(scenario())
 

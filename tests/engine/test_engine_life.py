@@ -35,7 +35,7 @@ def test_from_nothing_to_running() -> None:
             world.create()
             status = await world.phase("running", reason="DesiredStateReached")
             await world.quiet()
-            assert process.client.written <= 12, world.api.writes()
+            assert process.client.written <= 8, world.api.writes()
         assert status["node"] == "node-1"
         assert status["addresses"] == ["10.0.0.7"]
         assert status["effective"] == {"vcpu": 0.25, "memory_mib": 512, "storage_gib": 10}
@@ -286,7 +286,7 @@ def test_many_machines_start_side_by_side() -> None:
             for name in names:
                 await world.phase("running", name)
             await world.quiet()
-            assert process.client.written <= 12 * len(names)
+            assert process.client.written <= 8 * len(names)
         assert len(world.kubevirt.starts) == len(names)
 
     run_virtual(scenario())

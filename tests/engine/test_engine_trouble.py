@@ -58,7 +58,7 @@ def test_an_image_is_corrected_while_it_cannot_be_pulled() -> None:
             world.edit(image="registry.example/right:1")
             await world.phase("running", reason="DesiredStateReached")
         assert world.status().get("last_error") is None
-        assert world.api.find(VMS)["spec"]["runStrategy"] == "Always"
+        assert world.api.find(VMS)["spec"]["runStrategy"] == "RerunOnFailure"
 
     run_virtual(scenario())
 

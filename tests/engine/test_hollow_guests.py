@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from machine_operator.local.hollow import guest as guest_module
 from machine_operator.local.hollow.guest import Guest
 from machine_operator.local.hollow.guests import Guests, GuestStartError, stop_guests
 from machine_operator.local.hollow.process import adopt
 from machine_operator.local.hollow.qemu import GuestPlan
 from machine_operator.local.hollow.qmp import Qmp, QmpError
 from machine_operator.local.hollow.rundir import DiskRecord, GuestRecord, Outcome, RunDirectory
+from tests.support.virtual import eventually
 
 QEMU = """
 import json, os, select, signal, socket, sys
@@ -45,6 +47,13 @@ def send(value):
             pass
 
 
+def fill_up():
+    global status
+    status = "io-error"
+    send({"event": "BLOCK_IO_ERROR", "data": {"device": "disk-home", "action": "stop"}})
+    send({"event": "STOP"})
+
+
 def power_off():
     global status
     status = "shutdown"
@@ -52,6 +61,7 @@ def power_off():
 
 
 def answer(request):
+    global status
     command, number = request["execute"], request.get("id")
     if command == "query-status":
         send({"return": {"status": status}, "id": number})
@@ -61,6 +71,8 @@ def answer(request):
         send({"return": {}, "id": number})
     if command == "system_powerdown" and manner != "deaf":
         power_off()
+    if command == "cont":
+        status = "running"
     if command == "quit":
         os.unlink("qmp.sock")
         sys.exit(0)
@@ -70,7 +82,12 @@ while True:
     ready, _, _ = select.select([client or listener, woken], [], [])
     if woken in ready:
         number = os.read(woken, 1)[0]
-        power_off() if number == signal.SIGUSR1 else send({"event": "RESET", "data": {}})
+        if number == signal.SIGUSR1:
+            power_off()
+        elif manner == "full":
+            fill_up()
+        else:
+            send({"event": "RESET", "data": {}})
     elif client is None:
         client, _ = listener.accept()
         send({"QMP": {"version": {}, "capabilities": []}})
@@ -148,7 +165,7 @@ async def test_a_guest_that_powers_off_has_succeeded(
     guests: Guests, tmp_path: Path, qemu: str
 ) -> None:
     told: list[str] = []
-    guests.on_end = told.append
+    guests.on_change = told.append
     guest = await guests.start(plan(tmp_path), record(tmp_path), binary=qemu)
     os.kill(pid(guest), signal.SIGUSR1)
     assert await ended(guest) is Outcome.SHUTDOWN
@@ -253,6 +270,50 @@ async def test_a_reboot_from_inside_is_told(guests: Guests, tmp_path: Path, qemu
     async with asyncio.timeout(10):
         await guest.restarted.wait()
     assert not guest.ended.is_set()
+
+
+async def test_a_panic_is_an_end_and_not_a_reboot(
+    guests: Guests, tmp_path: Path, qemu: str
+) -> None:
+    console = tmp_path / "console.log"
+    console.write_text("Kernel panic - not syncing: of an earlier boot\n")
+    guest = await guests.start(plan(tmp_path), record(tmp_path), binary=qemu)
+    os.kill(pid(guest), signal.SIGUSR2)
+    async with asyncio.timeout(10):
+        await guest.restarted.wait()
+    assert not guest.ended.is_set()
+    with console.open("a") as file:
+        file.write("[   12.3] Kernel panic - not syncing: sysrq triggered crash\n")
+    os.kill(pid(guest), signal.SIGUSR2)
+    assert await ended(guest) is Outcome.PANICKED
+
+
+async def test_a_guest_that_stalls_on_a_full_disk_goes_on_when_there_is_room(
+    guests: Guests, tmp_path: Path, qemu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest_module, "_GO_ON", 0.3)
+    monkeypatch.setattr(guest_module, "_GOES_ON", 0.05)
+    seen: list[bool] = []
+    guest = await guests.start(plan(tmp_path, "full"), record(tmp_path), binary=qemu)
+    guests.on_change = lambda uid: seen.append(guest.stalled)
+    os.kill(pid(guest), signal.SIGUSR2)
+    await eventually(lambda: len(seen) == 2, within=10, state=lambda: seen)
+    assert seen == [True, False]
+    assert not guest.ended.is_set()
+
+
+async def test_a_new_node_sees_that_a_guest_has_stalled(
+    guests: Guests, tmp_path: Path, qemu: str
+) -> None:
+    first = await guests.start(plan(tmp_path, "full"), record(tmp_path), binary=qemu)
+    await guests.let_go()
+    os.kill(pid(first), signal.SIGUSR2)
+    second = Guests(tmp_path)
+    await second.adopt()
+    guest = second.get("u1")
+    assert guest is not None
+    await eventually(lambda: guest.stalled, within=10, state=lambda: guest.record)
+    await second.let_go()
 
 
 async def test_a_disk_grows(guests: Guests, tmp_path: Path, qemu: str) -> None:

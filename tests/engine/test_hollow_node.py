@@ -129,6 +129,7 @@ class Client(KubeClient):
                 conditions = body.get("status", {}).pop("conditions", [])
                 merge(current, copy.deepcopy(body))
                 _merge_conditions(current, conditions)
+                _fill_in(current)
                 return server.put(plural, current)
             case "DELETE":
                 server.remove(plural, name)
@@ -159,6 +160,12 @@ def _merge_conditions(item: Object, changed: list[Object]) -> None:
     item["status"]["conditions"] = list(known.values())
 
 
+def _fill_in(item: Object) -> None:
+    """As the API server does: fields that nobody wrote come back."""
+    for status in item.get("status", {}).get("containerStatuses", []):
+        status.setdefault("lastState", {})
+
+
 def failure(code: int) -> ApiError:
     return from_status(code, {"message": f"failure {code}"})
 
@@ -170,6 +177,7 @@ class FakeGuest:
         self.world, self.uid = world, uid
         self.ended, self.restarted = asyncio.Event(), asyncio.Event()
         self.graces: list[float] = []
+        self.stalled = False
         self.outcome: Outcome | None = None
         self.record = GuestRecord(uid, "ns", "m", "127.77.0.9", (), world.data / "console.log")
 
@@ -348,6 +356,7 @@ async def test_a_scheduled_vmi_runs(world: World) -> None:
         (Outcome.SHUTDOWN, "Succeeded"),
         (Outcome.KILLED, "Failed"),
         (Outcome.CRASHED, "Failed"),
+        (Outcome.PANICKED, "Failed"),
     ],
 )
 async def test_how_a_guest_ends_is_the_final_phase(
@@ -385,6 +394,49 @@ async def test_a_deleted_pod_stops_its_guest_in_the_pods_time(world: World) -> N
         world.server.edit(PODS, "virt-launcher-m", deleted)
         await world.until(lambda: guest.graces)
         assert guest.graces == [20.0]  # 50 s, less what is virt-launcher's own
+
+
+async def test_an_evicted_pods_vmi_succeeds_and_only_then_the_pod_goes(world: World) -> None:
+    async with world.node():
+        guest = await started(world)
+        world.server.edit(PODS, "virt-launcher-m", deleted)  # the VMI itself is not being deleted
+        await world.until(lambda: guest.graces)
+        assert world.pod_phase() == "Running"
+        guest.end(Outcome.SHUTDOWN)
+        await world.until(lambda: world.server.get(PODS, "virt-launcher-m") is None)
+        assert world.phase() == "Succeeded"
+
+
+def pause_of(world: World) -> str | None:
+    conditions = (world.server.get(VMIS, "m") or {})["status"].get("conditions") or []
+    return next((item["reason"] for item in conditions if item["type"] == "Paused"), None)
+
+
+async def test_a_stalled_guest_is_a_paused_vmi(world: World) -> None:
+    async with world.node():
+        guest = await started(world)
+        for stalled, reason in ((True, "PausedIOError"), (False, None)):
+            guest.stalled = stalled
+            world.instances.look_at("uid-m")
+            await world.until(lambda reason=reason: pause_of(world) == reason)
+        assert world.phase() == "Running"
+
+
+async def test_a_pause_that_somebody_else_wrote_stays(world: World) -> None:
+    paused = {"type": "Paused", "status": "True", "reason": "PausedIOError"}
+    async with world.node():
+        guest = await started(world)
+        world.server.edit(VMIS, "m", lambda item: item["status"]["conditions"].append(paused))
+        written = len(world.server.log)
+        world.instances.look_at("uid-m")
+        # A grace that was asked for shows that the change has been worked on.
+        world.server.edit(VMIS, "m", deleted)
+        await world.until(lambda: guest.graces)
+        assert pause_of(world) == "PausedIOError"
+        assert f"PUT {VMIS}/m" not in world.server.log[written:]
+        guest.end(Outcome.SHUTDOWN)
+        await world.until(lambda: world.phase() == "Succeeded")
+        assert pause_of(world) == "PausedIOError"
 
 
 async def test_a_vmi_that_never_ran_ends_at_once(world: World) -> None:
@@ -503,6 +555,8 @@ async def test_the_steady_state_writes_nothing(world: World) -> None:
         await started(world)
         await world.until(lambda: "'type': 'Ready', 'status': 'True'" in str(world.server.objects))
         written = len(world.server.log)
+        patches = world.server.log.count("PATCH pods/virt-launcher-m")
+        assert patches <= 2, world.server.log
         world.instances.look_at("uid-m")
         world.pods.look_at_launcher("uid-m")
         await asyncio.sleep(0.3)  # the time in which it must do nothing
@@ -569,6 +623,31 @@ async def test_a_volume_from_claim_to_deletion(world: World) -> None:
         world.server.edit(VOLUMES, name, lambda item: item.update(status={"phase": "Released"}))
         await world.until(lambda: world.server.get(VOLUMES, name) is None)
         assert not image.exists()
+
+
+async def test_a_claim_gets_one_volume_however_often_it_changes_before_it_is_bound(
+    world: World,
+) -> None:
+    world.server.put("storageclasses", storage_class())
+    async with world.node():
+        world.server.put(CLAIMS, claim())
+        await world.until(lambda: world.server.get(VOLUMES, "pvc-uid-home"))
+        for number in range(3):
+            world.server.edit(
+                CLAIMS,
+                "home",
+                lambda item, number=number: item["metadata"].update(labels={"n": str(number)}),
+            )
+            world.server.edit(VOLUMES, "pvc-uid-home", lambda item: item.update(status={}))
+        other = claim()
+        other["metadata"]["name"] = "other"
+        world.server.put(CLAIMS, other)
+        await world.until(lambda: world.server.get(VOLUMES, "pvc-uid-other"))
+        made = "POST persistentvolumes/pvc-uid-home"
+        assert world.server.log.count(made) == 1
+        # What somebody took away before it was bound is made again.
+        world.server.remove(VOLUMES, "pvc-uid-home")
+        await world.until(lambda: world.server.log.count(made) == 2)
 
 
 async def test_a_retained_volume_keeps_its_data(world: World) -> None:

@@ -1,4 +1,5 @@
-"""A small kube-apiserver in memory: resourceVersions, server-side apply, status subresource, finalizers, watches.
+"""A small kube-apiserver in memory: resourceVersions, server-side apply, status subresource, finalizers, paged lists,
+watches with and without initial events.
 
 It answers what the operator can ask, and refuses what a real one would refuse in those cases. Children of a vanished
 owner are collected, as the controller-manager would. Everything happens synchronously inside `handle`, so a test may
@@ -7,46 +8,33 @@ look at any moment.
 
 from __future__ import annotations
 
-import asyncio
-import bisect
 import uuid
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from typing_extensions import override
 
-from machine_operator.kube import resources
-from machine_operator.kube.errors import ApiError, Unreachable, from_status
-from machine_operator.kube.resources import Resource
-from tests.support.apply import Path, apply_fields, merge
+from machine_operator.kube.errors import ApiError, Unreachable
+from tests.support.apiserver_pages import Pages
+from tests.support.apiserver_rules import failure, refused_change, refused_creation
+from tests.support.apiserver_select import refusal
+from tests.support.apiserver_store import GENERATION, Id, Object, Store, Stored, copied, scope
+from tests.support.apiserver_watch import Selection
+from tests.support.apply import apply_fields, json_patch, merge, note_change
 
-__all__ = ["FakeApi", "Request", "Stored", "copied", "failure"]
+__all__ = ["FakeApi", "Object", "Request", "Stored", "copied", "failure"]
 
-Object = dict[str, Any]
-Id = tuple[str, str, str]
-"""plural, namespace, name"""
-
-KINDS: dict[str, Resource] = {
-    item.plural: item for item in vars(resources).values() if isinstance(item, Resource)
-}
-_STATUS_SUBRESOURCE = {"machines", "virtualmachines", "persistentvolumeclaims"}
-_GENERATION = {"machines", "virtualmachines"}
-
-
-@dataclass(slots=True)
-class Stored:
-    """One object, and which manager owns which of its fields."""
-
-    body: Object
-    owned: dict[str, set[Path]] = field(default_factory=dict)
+_STATUS_SUBRESOURCE = {"machines", "virtualmachines", "persistentvolumeclaims", "nodes"}
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What somebody asks for, in parts."""
+    """What somebody asks for, in parts.
+
+    Attributes:
+        agent: who asks, where no `fieldManager` is among the parameters.
+    """
 
     verb: str
     plural: str
@@ -55,11 +43,17 @@ class Request:
     subresource: str | None
     body: Any
     params: dict[str, str]
+    agent: str = "machine-operator"
 
     @property
     def writes(self) -> bool:
         """Whether it can change something."""
         return self.verb not in ("get", "list", "watch")
+
+    @property
+    def manager(self) -> str:
+        """The field manager that the server takes it for."""
+        return self.params.get("fieldManager") or self.agent
 
     @override
     def __str__(self) -> str:
@@ -67,62 +61,32 @@ class Request:
         return f"{self.verb} {target}"
 
 
-def copied(value: Any) -> Any:
-    """A deep copy by way of JSON, as over the wire (and several times faster than `copy`)."""
-    return orjson.loads(orjson.dumps(value))
+class FakeApi(Store):
+    """The server.
 
-
-def failure(code: int, reason: str, message: str) -> ApiError:
-    """The error that a client makes of such an answer."""
-    return from_status(code, {"kind": "Status", "reason": reason, "message": message, "code": code})
-
-
-class FakeApi:
-    """The server. `log` has each request of each client; `changes` counts what really changed something."""
+    Attributes:
+        log: each request of each client.
+        refuse: rules that may answer a request with an error.
+        terminating: namespaces that are being deleted.
+    """
 
     def __init__(self) -> None:
-        self.objects: dict[Id, Stored] = {}
-        self.history: list[tuple[int, str, str, Object, Object | None]] = []
-        self.version = 100
-        self.compacted = 0
+        super().__init__()
         self.log: list[Request] = []
-        self.changes: list[str] = []
-        self.down = False
         self.refuse: list[Callable[[Request], ApiError | None]] = []
-        self.listeners: list[Callable[[str, str, Object], None]] = []
-        self._news = asyncio.Event()
-        self._cut = 0
+        self.terminating: set[str] = set()
+        self._pages = Pages()
 
-    # ---- what tests and simulations use
-
-    def find(self, plural: str, name: str | None = None, namespace: str = "ns") -> Object:
-        """A copy of one object; the only one of its kind where no name is given."""
-        found = self.all(plural)
-        if name is not None:
-            found = [o for o in found if o["metadata"]["name"] == name]
-        assert len(found) == 1, f"{len(found)} {plural}: {[o['metadata']['name'] for o in found]}"
-        return found[0]
-
-    def all(self, plural: str) -> list[Object]:
-        """Copies of all objects of a kind."""
-        return [copied(s.body) for (p, _, _), s in self.objects.items() if p == plural]
-
-    def edit(self, plural: str, name: str, change: Callable[[Object], Any]) -> None:
-        """Change an object directly, as some other client would."""
-        stored = self.objects[(plural, "ns", name)]
-        before = copied(stored.body)
-        change(stored.body)
-        self._store(plural, stored, before)
-
-    def break_watches(self) -> None:
-        """Cut all connections of watches, as a load balancer does."""
-        self._cut += 1
-        self._wake()
+    def remove(self, plural: str, name: str, *, propagation: str = "Background") -> None:
+        """Delete as a client would, without logging it."""
+        body = {"propagationPolicy": propagation}
+        self._delete(Request("delete", plural, scope(plural, "ns"), name, None, body, {}))
 
     def compact(self) -> None:
-        """Forget the past: whoever watches from an older version has to list again."""
+        """Forget the past: whoever watches from an older version, or reads a list in pages, has to list again."""
         self.compacted = self.version
         self.history.clear()
+        self._pages.forget()
 
     def writes(self, since: int = 0) -> list[str]:
         """Requests that write, in words."""
@@ -147,190 +111,175 @@ class FakeApi:
         return answer
 
     def _list(self, request: Request) -> Object:
-        selector = request.params.get("labelSelector")
-        items = [
-            {k: v for k, v in stored.body.items() if k not in ("apiVersion", "kind")}
-            for (plural, _, _), stored in self.objects.items()
-            if plural == request.plural and _selected(stored.body, selector)
-        ]
-        return {"kind": "List", "metadata": {"resourceVersion": str(self.version)}, "items": items}
+        params = request.params
+        error = refusal(request.plural, params.get("fieldSelector"))
+        if error is not None:
+            raise error
+        if int(params.get("resourceVersion") or 0) > self.version:
+            raise failure(504, "Timeout", "Too large resource version", retryAfterSeconds=1)
+        selection = _selection(request.plural, request.namespace, params)
+        return self._pages.answer(
+            params, version=self.version, items=lambda: self._items(selection)
+        )
 
     def _get(self, request: Request) -> Object:
         return self._stored(request).body
 
     def _create(self, request: Request) -> Object:
         body = copied(request.body)
-        key = (request.plural, body["metadata"]["namespace"], body["metadata"]["name"])
-        if key in self.objects:
+        meta = body["metadata"]
+        meta.setdefault("namespace", request.namespace or "")
+        if "name" not in meta:
+            meta["name"] = meta["generateName"] + uuid.uuid4().hex[:5]
+        key = (request.plural, scope(request.plural, meta["namespace"]), meta["name"])
+        if key in self._shelf(request.plural):
             raise failure(409, "AlreadyExists", f"{request.plural} {key[2]!r} already exists")
-        return self._new(key, Stored(body)).body
+        if request.plural in _STATUS_SUBRESOURCE and "status" in body:
+            del body["status"]
+        stored = Stored(body)
+        note_change({}, body, owned={}, updated=stored.updated, manager=request.manager)
+        self._check(refused_creation(request.plural, body, terminating=self.terminating))
+        return self._new(key, stored).body
 
     def _apply(self, request: Request) -> Object:
-        key = self._key(request)
-        manager, body = request.params["fieldManager"], copied(request.body)
-        stored = self.objects.get(key)
+        key, body = self._key(request), copied(request.body)
+        if "fieldManager" not in request.params:
+            raise failure(400, "BadRequest", "fieldManager is required for apply patch")
+        meta = body.get("metadata", {})
+        uid, version = meta.get("uid"), meta.get("resourceVersion")
+        stored = self._shelf(request.plural).get(key)
+        status = request.subresource == "status"
         if stored is None:
             if request.subresource:
                 raise failure(404, "NotFound", f"{request.plural} {request.name!r} not found")
-            stored = Stored({"metadata": {"name": request.name, "namespace": request.namespace}})
-            apply_fields(stored.body, body, owned=stored.owned, manager=manager)
-            return self._new(key, stored).body
-        before = copied(stored.body)
-        uid = body.get("metadata", {}).pop("uid", None)
-        if uid not in (None, before["metadata"]["uid"]):
-            raise failure(409, "Conflict", f"{request.name}: the uid is another one")
-        if request.subresource == "status":
-            part = {"status": body.get("status", {})}
-            owned = {m: {p for p in ps if p[0] == "status"} for m, ps in stored.owned.items()}
-            apply_fields(stored.body, part, owned=owned, manager=manager)
-            stored.owned[manager] = owned[manager] | {
-                p for p in stored.owned.get(manager, set()) if p[0] != "status"
-            }
-        else:
+            if uid is not None:
+                text = f"uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+                raise failure(409, "Conflict", f"{request.name}: {text}")
             if request.plural in _STATUS_SUBRESOURCE:
                 body.pop("status", None)
-            kept = {p for p in stored.owned.get(manager, set()) if p[0] == "status"}
-            owned = {m: ps - kept for m, ps in stored.owned.items()}
-            apply_fields(stored.body, body, owned=owned, manager=manager)
-            stored.owned[manager] = owned[manager] | kept
-        return self._store(request.plural, stored, before).body
+            ids = {"name": request.name, "namespace": request.namespace}
+            stored = Stored({"metadata": {k: v for k, v in ids.items() if v is not None}})
+            apply_fields(stored.body, body, owned=stored.owned, manager=request.manager)
+            self._check(refused_creation(request.plural, stored.body, terminating=self.terminating))
+            return self._new(key, stored).body
+        self._expect(stored, uid=uid, version=version)
+        if status:
+            body = {"status": body.get("status", {})}
+        elif request.plural in _STATUS_SUBRESOURCE:
+            body.pop("status", None)
+        return self._change(request, stored, lambda obj: None, applied=body)
 
     def _patch(self, request: Request) -> Object:
-        stored = self._stored(request)
-        body, before = copied(request.body), copied(stored.body)
-        expected = body.get("metadata", {}).pop("resourceVersion", None)
-        if expected is not None and expected != before["metadata"]["resourceVersion"]:
-            raise failure(409, "Conflict", f"{request.name}: the object has been modified")
-        if request.plural in _STATUS_SUBRESOURCE and request.subresource != "status":
-            body.pop("status", None)
-        merge(stored.body, body)
+        stored, body = self._stored(request), copied(request.body)
+        if isinstance(body, list):
+            return self._change(request, stored, lambda obj: json_patch(obj, body))
+        meta = body.get("metadata", {})
+        self._expect(stored, uid=meta.pop("uid", None), version=meta.pop("resourceVersion", None))
+        return self._change(request, stored, lambda obj: merge(obj, body))
+
+    def _replace(self, request: Request) -> Object:
+        stored, body = self._stored(request), copied(request.body)
+        meta = body["metadata"]
+        version = meta.get("resourceVersion")
+        if not version and request.plural in (GENERATION | {"leases"}):
+            text = "metadata.resourceVersion: Invalid value: 0: must be specified for an update"
+            raise failure(422, "Invalid", f"{request.name}: {text}")
+        self._expect(stored, uid=meta.get("uid"), version=version)
+
+        def change(obj: Object) -> None:
+            kept = {k: obj["metadata"][k] for k in _SERVERS_OWN if k in obj["metadata"]}
+            obj.clear()
+            obj.update(body)
+            obj["metadata"] |= kept
+
+        return self._change(request, stored, change)
+
+    _update = _replace
+
+    def _change(
+        self,
+        request: Request,
+        stored: Stored,
+        change: Callable[[Object], str | None],
+        *,
+        applied: Object | None = None,
+    ) -> Object:
+        """Change an object as a request may, whole or not at all."""
+        before, after = stored.body, copied(stored.body)
+        status = request.subresource == "status"
+        split = request.plural in _STATUS_SUBRESOURCE
+        owned = {manager: set(paths) for manager, paths in stored.owned.items()}
+        updated = {manager: set(paths) for manager, paths in stored.updated.items()}
+        if applied is not None:
+            conflicts = apply_fields(
+                after, applied, owned=owned, updated=updated, manager=request.manager,
+                within=lambda path: not split or (path[0] == "status") == status,
+                force=request.params.get("force") == "true",
+            )  # fmt: skip
+            if conflicts:
+                text = f"Apply failed with {len(conflicts)} conflicts: {', '.join(conflicts)}"
+                raise failure(409, "Conflict", text)
+        else:
+            fault = change(after)
+            if fault is not None:
+                raise failure(422, "Invalid", f"the server rejected our request: {fault}")
+            if split:
+                _confine(before, after, status=status)
+            if after != before:
+                note_change(before, after, owned=owned, updated=updated, manager=request.manager)
+        if after != before:
+            self._check(refused_change(request.plural, before, after))
+        stored.owned, stored.updated, stored.body = owned, updated, after
         return self._store(request.plural, stored, before).body
 
     def _delete(self, request: Request) -> Object:
         stored = self._stored(request)
-        uid = ((request.body or {}).get("preconditions") or {}).get("uid")
-        meta = stored.body["metadata"]
-        if uid is not None and uid != meta["uid"]:
-            raise failure(409, "Conflict", f"{request.name}: the uid is {meta['uid']}, not {uid}")
-        before = copied(stored.body)
-        if "deletionTimestamp" not in meta:
-            meta["deletionTimestamp"] = _now()
-            if request.plural in _GENERATION:
-                meta["generation"] += 1
-        return self._store(request.plural, stored, before).body
-
-    def remove(self, plural: str, name: str) -> None:
-        """Delete as a client would, without logging it."""
-        request = Request("delete", plural, "ns", name, None, None, {})
-        self._delete(request)
-
-    # ---- storage
+        options = request.body or {}
+        expected = options.get("preconditions") or {}
+        self._expect(stored, uid=expected.get("uid"), version=expected.get("resourceVersion"))
+        if options.get("propagationPolicy") == "Orphan":
+            self._orphan(stored.body["metadata"]["uid"])
+        return self._mark_deleted(request.plural, stored)
 
     def _key(self, request: Request) -> Id:
         return (request.plural, request.namespace or "", request.name or "")
 
     def _stored(self, request: Request) -> Stored:
-        stored = self.objects.get(self._key(request))
+        stored = self._shelf(request.plural).get(self._key(request))
         if stored is None:
             raise failure(404, "NotFound", f"{request.plural} {request.name!r} not found")
         return stored
 
-    def _new(self, key: Id, stored: Stored) -> Stored:
-        resource = KINDS[key[0]]
-        body = stored.body
-        body["apiVersion"], body["kind"] = resource.api_version, resource.kind
-        body["metadata"].setdefault("uid", str(uuid.uuid4()))
-        body["metadata"]["creationTimestamp"] = _now()
-        if key[0] in _GENERATION:
-            body["metadata"]["generation"] = 1
-        self.objects[key] = stored
-        self._emit("ADDED", key[0], body, None)
-        owners = [reference["uid"] for reference in body["metadata"].get("ownerReferences") or []]
-        if owners and not any(s.body["metadata"]["uid"] in owners for s in self.objects.values()):
-            asyncio.get_running_loop().call_later(1.0, self._collect, owners[0])
-        return stored
+    def _check(self, error: ApiError | None) -> None:
+        if error is not None:
+            raise error
 
-    def _store(self, plural: str, stored: Stored, before: Object) -> Stored:
-        """Give the changed object a new version and tell it; one that did not change keeps its own."""
-        body, meta = stored.body, stored.body["metadata"]
-        if body == before:
-            return stored
-        if plural in _GENERATION and body.get("spec") != before.get("spec"):
-            meta["generation"] = before["metadata"]["generation"] + 1
-        if "deletionTimestamp" in meta and not meta.get("finalizers"):
-            del self.objects[(plural, meta["namespace"], meta["name"])]
-            self._emit("DELETED", plural, body, before)
-            self._collect(meta["uid"])
-        else:
-            self._emit("MODIFIED", plural, body, before)
-        return stored
-
-    def _emit(self, kind: str, plural: str, body: Object, before: Object | None) -> None:
-        self.version += 1
-        body["metadata"]["resourceVersion"] = str(self.version)
-        self.history.append((self.version, kind, plural, copied(body), before))
-        self.changes.append(f"{kind} {plural}/{body['metadata']['name']}")
-        self._wake()
-        for listener in self.listeners:
-            listener(kind, plural, copied(body))
-
-    def _collect(self, owner: str) -> None:
-        """The garbage collector: children whose owner is gone go as well."""
-        for (plural, _, name), stored in list(self.objects.items()):
-            owners = stored.body["metadata"].get("ownerReferences") or []
-            if owners and all(reference["uid"] == owner for reference in owners):
-                self.remove(plural, name)
-
-    def _wake(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
-
-    # ---- watch
-
-    async def watch(
-        self, plural: str, *, since: int, selector: str | None = None, bookmarks: float = 60.0
-    ) -> AsyncIterator[Object]:
-        """Events after `since`, with a bookmark whenever nothing came for `bookmarks` seconds."""
-        if self.down:
-            raise Unreachable(f"watch {plural}: no answer")
-        if since < self.compacted:
-            raise failure(410, "Expired", f"too old resource version: {since}")
-        cut, position = self._cut, since
-        while True:
-            until, news = self.version, self._news
-            start = bisect.bisect_right(self.history, position, key=lambda entry: entry[0])
-            for _, kind, what, body, before in self.history[start:]:
-                if what != plural:
-                    continue
-                event = _seen_through(selector, kind, body, before)
-                if event is not None:
-                    yield {"type": event, "object": copied(body)}
-            position = max(position, until)
-            if self._cut != cut:
-                raise Unreachable(f"watch {plural}: the connection broke")
-            try:
-                async with asyncio.timeout(bookmarks):
-                    await news.wait()
-            except TimeoutError:
-                meta = {"resourceVersion": str(self.version)}
-                yield {"type": "BOOKMARK", "object": {"metadata": meta}}
+    def _expect(self, stored: Stored, *, uid: str | None, version: str | None) -> None:
+        meta = stored.body["metadata"]
+        if uid not in (None, meta["uid"]):
+            text = f"Precondition failed: UID in precondition: {uid}, UID in object meta: {meta['uid']}"
+            raise failure(409, "Conflict", f"{meta['name']}: {text}")
+        if version not in (None, meta["resourceVersion"]):
+            text = "the object has been modified; please apply your changes to the latest version"
+            raise failure(409, "Conflict", f"{meta['name']}: {text} and try again")
 
 
-def _selected(body: Object, selector: str | None) -> bool:
-    labels = body["metadata"].get("labels") or {}
-    return all(name in labels for name in (selector or "").split(",") if name)
+_SERVERS_OWN = ("uid", "creationTimestamp", "deletionTimestamp", "generation", "resourceVersion")
 
 
-def _seen_through(
-    selector: str | None, kind: str, body: Object, before: Object | None
-) -> str | None:
-    """What a change is for a watch with a selector: leaving the selection looks like a deletion."""
-    was = before is not None and _selected(before, selector)
-    now = _selected(body, selector) and kind != "DELETED"
-    if was and now:
-        return "MODIFIED"
-    return "ADDED" if now else "DELETED" if was else None
+def _selection(plural: str, namespace: str | None, params: dict[str, str]) -> Selection:
+    return Selection(plural, namespace, params.get("labelSelector"), params.get("fieldSelector"))
 
 
-def _now() -> str:
-    return datetime.now(UTC).replace(microsecond=0, tzinfo=None).isoformat() + "Z"
+def _confine(before: Object, after: Object, *, status: bool) -> None:
+    """Of a change through one endpoint only that endpoint's part counts."""
+    if status:
+        changed = after.get("status")
+        after.clear()
+        after.update(copied(before))
+        if changed is not None:
+            after["status"] = changed
+    elif "status" in before:
+        after["status"] = copied(before["status"])
+    else:
+        after.pop("status", None)

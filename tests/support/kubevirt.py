@@ -1,238 +1,197 @@
-"""KubeVirt, its node and a storage provisioner, simulated over a FakeApi: objects move as the real ones do.
+"""KubeVirt, its nodes and a storage provisioner, simulated over a FakeApi: objects move as the real ones do.
 
-VM -> VMI -> Pending, Scheduling, Scheduled, Running, Ready; a stop deletes the VMI, which ends after a while; a VMI
-that ended is replaced while the VM is `Always`. Disks are bound by their first consumer, grow, and are protected while
-in use. What can go wrong is switched on by the attributes.
+VM -> VMI -> Pending, Scheduling, Scheduled, Running, Ready; a stop deletes the VMI, which ends after a while. Whether
+one that ended is replaced depends on the run strategy, with the semantics of virt-controller 1.8 (`kubevirt_vms.py`).
+What can go wrong is switched on by the attributes, or happens by a call.
 """
 
 from __future__ import annotations
 
 import asyncio
-import uuid
 from typing import Any
 
-from tests.support.apiserver import FakeApi, Object, Stored, copied
+from machine_operator.kube.errors import ApiError
+from tests.support.apiserver import FakeApi, Object, Request, copied, failure
+from tests.support.kubevirt_claims import Claims
+from tests.support.kubevirt_instances import Guests, Instances
+from tests.support.kubevirt_vms import VirtualMachines
 
 __all__ = ["FakeKubeVirt"]
 
 VMS, VMIS, CLAIMS = "virtualmachines", "virtualmachineinstances", "persistentvolumeclaims"
-_VM_FINALIZER = "kubevirt.io/virtualMachineControllerFinalize"
-_VMI_FINALIZER = "foregroundDeleteVirtualMachine"
-_CLAIM_FINALIZER = "kubernetes.io/pvc-protection"
-_FINAL = ("Succeeded", "Failed")
+
+_WEBHOOK = (
+    'Internal error occurred: failed calling webhook "virtualmachines-mutator.kubevirt.io": failed '
+    'to call webhook: Post "https://virt-api.kubevirt.svc:443/virtualmachines-mutate?timeout=10s": '
+    "dial tcp 10.96.0.12:443: connect: connection refused"
+)
 
 
 class FakeKubeVirt:
-    """The simulation; it lives as long as the loop.
+    """The simulation; it lives as long as the loop. VMs and VMIs of one machine have one name.
 
     Attributes:
+        boot, stop: seconds.
+        answers: whether guests answer at all.
+        guests: what single guests do.
         bad_images: images that cannot be pulled.
         unschedulable: the scheduler's message, or None while there is room.
         pod_quota: the quota's text with which launcher pods are refused, or None.
         refuses: the text with which a webhook refuses VMIs, or None.
-        boot, stop: seconds.
+        virt_api_away: every write of a VM or VMI is answered with 500, as without its webhook.
+        live_memory: whether KubeVirt can change the memory of a running VM.
+        unbound: why the provisioner makes no volume, or None.
+        storage_classes: the classes that exist, or None for any.
+        grows: whether volumes grow when their claims ask for more.
+        node_names, lost_nodes, cordoned: the nodes, and what is wrong with them.
         starts: names of the VMs of all VMIs that were ever made.
     """
 
     def __init__(self, api: FakeApi, *, boot: float = 2.0, stop: float = 1.0) -> None:
         self.api = api
         self.boot, self.stop = boot, stop
+        self.answers = True
+        self.guests = Guests()
         self.bad_images: set[str] = set()
         self.unschedulable: str | None = None
         self.pod_quota: str | None = None
         self.refuses: str | None = None
-        self.answers = True
+        self.virt_api_away = False
+        self.live_memory = False
+        self.unbound: str | None = None
+        self.storage_classes: set[str] | None = None
+        self.grows = True
+        self.node_names: tuple[str, ...] = ("node-1", "node-2")
+        self.lost_nodes: set[str] = set()
+        self.cordoned: set[str] = set()
         self.starts: list[str] = []
         self.most_instances = 0
         self._loop = asyncio.get_running_loop()
+        self._due: dict[str, float] = {}
+        self._claims = Claims(api, self)
+        self._vms = VirtualMachines(api, self)
+        self._instances = Instances(api, self, self.guests, self._claims)
+        for name in self.node_names:
+            api.put("nodes", _node(name))
         api.listeners.append(self._changed)
+        api.refuse.append(self._webhook)
+
+    # ---- guests
+
+    def power_off(self, name: str) -> None:
+        """The guest shuts down by itself."""
+        self._instances.end(name, "Succeeded")
 
     def crash(self, name: str) -> None:
         """The guest dies."""
-        self.api.edit(VMIS, name, lambda vmi: vmi["status"].update(phase="Failed"))
+        self._instances.end(name, "Failed")
+
+    def crash_loop(self, name: str, when: str | None) -> None:
+        """The guest dies on each boot, `early` (before it is up) or `late` (right after); None: no more."""
+        if when is None:
+            self.guests.dying.pop(name, None)
+        else:
+            self.guests.dying[name] = when
+            self._instances.look(name)
+
+    def silence(self, name: str, *, on: bool = True) -> None:
+        """The guest does not answer (any more), or does so again."""
+        (self.guests.silent.add if on else self.guests.silent.discard)(name)
+        self._instances.look(name)
+
+    def io_error(self, name: str, *, on: bool = True) -> None:
+        """The VM is paused because of its disk, or goes on."""
+        (self.guests.broken_disks.add if on else self.guests.broken_disks.discard)(name)
+        self._instances.look(name)
+
+    # ---- nodes
+
+    def lose_node(self, node: str = "node-1") -> None:
+        """The node answers no more: nothing there can be stopped, and Kubernetes calls it NotReady."""
+        self.lost_nodes.add(node)
+        self._node_ready(
+            node, "Unknown", "NodeStatusUnknown", "Kubelet stopped posting node status."
+        )
+        for name in self._on(node):
+            self._instances.look(name)
+
+    def node_back(self, node: str = "node-1") -> None:
+        """The node is well again, and not cordoned."""
+        self.lost_nodes.discard(node)
+        self.cordoned.discard(node)
+        self._node_ready(node, "True", "KubeletReady", "kubelet is posting ready status")
+        self.api.edit("nodes", node, lambda obj: obj["spec"].pop("unschedulable", None))
+        self._instances.release(node)
+
+    def fence(self, node: str = "node-1") -> None:
+        """Somebody makes sure that the node is off and deletes its pods: what ran there has failed."""
+        for name in self._on(node):
+            self._instances.end(name, "Failed", reason="NodeUnresponsive")
+
+    def drain(self, node: str = "node-1") -> None:
+        """`kubectl drain`: the node takes nothing any more, and what runs there is shut down."""
+        self.cordoned.add(node)
+        self.api.edit("nodes", node, lambda obj: obj["spec"].update(unschedulable=True))
+        for name in self._on(node):
+            self._instances.end(name, "Succeeded")
+
+    def _on(self, node: str) -> list[str]:
+        return [
+            vmi["metadata"]["name"]
+            for vmi in self.api.all(VMIS)
+            if vmi["status"].get("nodeName") == node
+            and vmi["status"].get("phase") in ("Scheduled", "Running")
+        ]
+
+    def _node_ready(self, node: str, status: str, reason: str, message: str) -> None:
+        ready = {"type": "Ready", "status": status, "reason": reason, "message": message}
+        self.api.edit("nodes", node, lambda obj: obj["status"].update(conditions=[ready]))
+
+    # ---- the simulation
+
+    def later(self, seconds: float, name: str) -> None:
+        """Look at a machine's objects in so many seconds, or earlier where that was asked for."""
+        due = self._loop.time() + seconds
+        if self._due.get(name, float("inf")) > due:
+            self._due[name] = due
+            self._loop.call_at(due, self._sync, name, due)
 
     def _changed(self, kind: str, plural: str, body: Object) -> None:
         if plural in (VMS, VMIS, CLAIMS):
-            name = body["metadata"]["name"].removesuffix("-home")
-            self._loop.call_later(0.05, self._sync, name)
+            name = body["metadata"]["name"]
+            # A claim is named after its VM, unless it was adopted from another machine.
+            self.later(0.05, name.removesuffix("-home") if plural == CLAIMS else name)
+            if plural == VMIS and kind == "DELETED":
+                for volume in body["spec"].get("volumes") or []:
+                    used = (volume.get("persistentVolumeClaim") or {}).get("claimName")
+                    if used is not None:
+                        self.later(0.05, used.removesuffix("-home"))
 
     def _get(self, plural: str, name: str) -> Object | None:
         stored = self.api.objects.get((plural, "ns", name))
         return copied(stored.body) if stored else None
 
-    def _sync(self, name: str) -> None:
-        self._sync_claim(f"{name}-home", name)
-        vm, vmi = self._get(VMS, name), self._get(VMIS, name)
-        if vmi is not None and self._ended(name, vmi):
-            vmi = self._get(VMIS, name)
-        if vm is None:
-            return
-        meta, on = vm["metadata"], vm["spec"]["runStrategy"] == "Always"
-        if "deletionTimestamp" in meta:
-            if vmi is None:
-                self._finalizer(VMS, name, _VM_FINALIZER, keep=False)
-                return
-            on = False
-        else:
-            self._finalizer(VMS, name, _VM_FINALIZER, keep=True)
-        if on and vmi is None:
-            self._start(name, vm)
-        elif vmi is not None and not on and "deletionTimestamp" not in vmi["metadata"]:
-            self.api.remove(VMIS, name)
-        self._show(name)
-
-    def _finalizer(self, plural: str, name: str, finalizer: str, *, keep: bool) -> None:
-        def change(obj: Object) -> None:
-            have = [f for f in obj["metadata"].get("finalizers") or [] if f != finalizer]
-            obj["metadata"]["finalizers"] = [*have, finalizer] if keep else have
-
-        self.api.edit(plural, name, change)
-
-    # ---- instances
-
-    def _start(self, name: str, vm: Object) -> None:
-        if self.refuses is not None:
-            message = f"admission webhook denied the request: {self.refuses}"
-            failure = {
-                "type": "Failure",
-                "status": "True",
-                "reason": "FailedCreate",
-                "message": message,
-            }
-            self._vm_status(name, conditions=[failure])
-            self._loop.call_later(1.0, self._sync, name)
-            return
-        template = copied(vm["spec"]["template"])
-        meta = {
-            **template.get("metadata", {}),
-            "name": name,
-            "namespace": "ns",
-            "finalizers": [_VMI_FINALIZER],
-            "ownerReferences": [
-                {"kind": "VirtualMachine", "uid": vm["metadata"]["uid"], "name": name}
-            ],
-            "uid": str(uuid.uuid4()),
-        }
-        body = {"metadata": meta, "spec": template["spec"], "status": {"phase": "Pending"}}
-        self.starts.append(name)
-        self.api._new((VMIS, "ns", name), Stored(body))
+    def _sync(self, name: str, due: float) -> None:
+        if self._due.get(name) != due:
+            return  # an earlier look has taken its place
+        del self._due[name]
+        self._claims.sync(f"{name}-home", name)
+        self._instances.sync(name)
+        vm = self._get(VMS, name)
+        if vm is not None:
+            self._vms.sync(name, vm, self._get(VMIS, name))
         count = sum(vmi["metadata"]["name"] == name for vmi in self.api.all(VMIS))
         self.most_instances = max(self.most_instances, count)
-        self._loop.call_later(0.1, self._advance, name, meta["uid"])
 
-    def _advance(self, name: str, uid: str) -> None:
-        vmi = self._get(VMIS, name)
-        if vmi is None or vmi["metadata"]["uid"] != uid or "deletionTimestamp" in vmi["metadata"]:
-            return
-        phase, status = vmi["status"]["phase"], dict(vmi["status"])
-        wait = 0.2
-        trouble = self._trouble(name, vmi) if phase in ("Pending", "Scheduling") else None
-        if trouble is not None:
-            status |= trouble
-            wait = 1.0
-        elif phase in ("Pending", "Scheduling"):
-            self._bind(f"{name}-home")
-            status = {"phase": "Scheduled", "nodeName": "node-1", "conditions": [_silent()]}
-        elif phase == "Scheduled":
-            address = {"name": "default", "ipAddress": "10.0.0.7", "ipAddresses": ["10.0.0.7"]}
-            status |= {"phase": "Running", "interfaces": [address]}
-            wait = self.boot
-        elif phase == "Running" and self.answers:
-            status["conditions"] = [{"type": "Ready", "status": "True"}]
-            wait = 0.0
-        self.api.edit(VMIS, name, lambda obj: obj.update(status=status))
-        if wait:
-            self._loop.call_later(wait, self._advance, name, uid)
-
-    def _trouble(self, name: str, vmi: Object) -> Object | None:
-        image = next(v for v in vmi["spec"]["volumes"] if v["name"] == "root")["containerDisk"]
-        if self.pod_quota is not None:
-            return {"phase": "Pending", "conditions": [_unsynced("FailedCreate", self.pod_quota)]}
-        if self._get(CLAIMS, f"{name}-home") is None:
-            missing = f"PVC ns/{name}-home does not exist, waiting for it to appear"
-            return {"phase": "Pending", "conditions": [_unsynced("FailedPvcNotFound", missing)]}
-        if self.unschedulable is not None:
-            full = {
-                "type": "PodScheduled",
-                "status": "False",
-                "reason": "Unschedulable",
-                "message": self.unschedulable,
-            }
-            return {"phase": "Scheduling", "conditions": [full]}
-        if image["image"] in self.bad_images:
-            text = f'Back-off pulling image "{image["image"]}"'
-            return {"phase": "Scheduling", "conditions": [_unsynced("ImagePullBackOff", text)]}
+    def _webhook(self, request: Request) -> ApiError | None:
+        mine = request.plural in (VMS, VMIS) and request.subresource != "status"
+        # VMs are also checked on deletion, VMIs are not.
+        hit = request.writes and (request.verb != "delete" or request.plural == VMS)
+        if self.virt_api_away and mine and hit:
+            return failure(500, "InternalError", _WEBHOOK)
         return None
 
-    def _ended(self, name: str, vmi: Object) -> bool:
-        """Move a VMI on that is deleted or has ended; whether it may be gone now."""
-        uid, phase = vmi["metadata"]["uid"], vmi["status"]["phase"]
-        if "deletionTimestamp" not in vmi["metadata"]:
-            if phase in _FINAL:
-                self.api.remove(VMIS, name)
-            return True
-        if phase in _FINAL:
-            self._finalizer(VMIS, name, _VMI_FINALIZER, keep=False)
-            return True
-        self._loop.call_later(self.stop, self._power_off, name, uid)
-        return False
 
-    def _power_off(self, name: str, uid: str) -> None:
-        vmi = self._get(VMIS, name)
-        if vmi is not None and vmi["metadata"]["uid"] == uid:
-            self.api.edit(VMIS, name, lambda obj: obj["status"].update(phase="Succeeded"))
-
-    # ---- what the VM shows
-
-    def _show(self, name: str) -> None:
-        vm, vmi = self._get(VMS, name), self._get(VMIS, name)
-        if vm is None:
-            return
-        conditions = list((vmi or {}).get("status", {}).get("conditions") or [])
-        if vmi is None and self.refuses is not None:
-            return
-        self._vm_status(name, printableStatus=_printable(vm, vmi), conditions=conditions)
-
-    def _vm_status(self, name: str, **fields: Any) -> None:
-        self.api.edit(VMS, name, lambda vm: vm.setdefault("status", {}).update(fields))
-
-    # ---- disks
-
-    def _sync_claim(self, name: str, vm: str) -> None:
-        claim = self._get(CLAIMS, name)
-        if claim is None:
-            return
-        deleting = "deletionTimestamp" in claim["metadata"]
-        used = self._get(VMIS, vm) is not None
-        self._finalizer(CLAIMS, name, _CLAIM_FINALIZER, keep=not deleting or used)
-        if (claim.get("status") or {}).get("phase") == "Bound" and not deleting:
-            size = claim["spec"]["resources"]["requests"]["storage"]
-            self.api.edit(CLAIMS, name, lambda c: c["status"].update(capacity={"storage": size}))
-
-    def _bind(self, name: str) -> None:
-        def bound(claim: Object) -> None:
-            size = claim["spec"]["resources"]["requests"]["storage"]
-            claim["spec"]["volumeName"] = "pv-" + claim["metadata"]["uid"][:8]
-            claim["status"] = {"phase": "Bound", "capacity": {"storage": size}}
-
-        claim = self._get(CLAIMS, name)
-        if claim is not None and (claim.get("status") or {}).get("phase") != "Bound":
-            self.api.edit(CLAIMS, name, bound)
-
-
-def _silent() -> Object:
-    return {"type": "Ready", "status": "False", "reason": "GuestNotRunning"}
-
-
-def _unsynced(reason: str, message: str) -> Object:
-    return {"type": "Synchronized", "status": "False", "reason": reason, "message": message}
-
-
-def _printable(vm: Object, vmi: Object | None) -> str:
-    if "deletionTimestamp" in vm["metadata"]:
-        return "Terminating"
-    if vmi is None:
-        return "Stopped"
-    if "deletionTimestamp" in vmi["metadata"]:
-        return "Stopping"
-    return "Running" if vmi["status"]["phase"] == "Running" else "Starting"
+def _node(name: str) -> dict[str, Any]:
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
+    return {"metadata": {"name": name}, "spec": {}, "status": {"conditions": [ready]}}

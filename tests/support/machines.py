@@ -8,11 +8,13 @@ from typing import Any
 from machine_operator.api.machine import Machine, MachineStatus, read_machine
 from machine_operator.api.names import API_VERSION, FINALIZER, KIND
 from machine_operator.kubevirt.settings import MachineDefaults
+from machine_operator.lifecycle.limits import Limits
 from machine_operator.lifecycle.observation import (
     ClaimView,
     InstancePhase,
     InstanceView,
     Observation,
+    RunStrategy,
     SeedView,
     VirtualMachineView,
     Wanted,
@@ -21,6 +23,7 @@ from machine_operator.lifecycle.observation import (
 __all__ = [
     "DEFAULTS",
     "KEY",
+    "LIMITS",
     "NOW",
     "UID",
     "WANTED",
@@ -37,7 +40,14 @@ UID = "7f3a9c21-5b1e-4c7d-9a60-3c1f2e4d5a6b"
 NOW = datetime(2026, 3, 1, 10, 0, 0, 250, tzinfo=UTC)
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ2v3Vd7S0aW4Rz9p ada@desk"
 DEFAULTS = MachineDefaults(image="registry.example/root:1")
-WANTED = Wanted(virtual_machine="vm-1", home="home-1", seed="seed-1")
+WANTED = Wanted(
+    virtual_machine="vm-1",
+    boot="boot-1",
+    home="home-1",
+    home_name="m-7f3a9c215b1e-home",
+    seed="seed-1",
+)
+LIMITS = Limits()
 
 Object = dict[str, Any]
 
@@ -81,7 +91,7 @@ def a_vm(**changes: Any) -> VirtualMachineView:
         "name": "m-7f3a9c215b1e",
         "uid": "vm-uid",
         "deleting": False,
-        "run_strategy": "Always",
+        "run_strategy": RunStrategy.ON,
         "applied": WANTED.virtual_machine,
     }
     return VirtualMachineView(**(fields | changes))
@@ -93,9 +103,9 @@ def an_instance(phase: InstancePhase = InstancePhase.RUNNING, **changes: Any) ->
     fields: Object = {
         "uid": "vmi-uid",
         "phase": phase,
-        "deleting": False,
+        "deleting_since": None,
         "ready": phase is InstancePhase.RUNNING,
-        "applied": WANTED.virtual_machine,
+        "started_from": WANTED.boot,
         "node": "node-1" if up else None,
         "vcpu": 0.25,
         "memory_mib": 512,
@@ -113,6 +123,8 @@ def a_claim(**changes: Any) -> ClaimView:
         "capacity_gib": 10,
         "applied": WANTED.home,
         "owned": True,
+        "machine": "box",
+        "machine_uid": UID,
     }
     return ClaimView(**(fields | changes))
 

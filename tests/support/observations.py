@@ -10,13 +10,26 @@ from machine_operator.api.conditions import ConditionType
 from machine_operator.api.machine import Machine
 from machine_operator.api.names import FINALIZER
 from machine_operator.api.phases import REASONS, DesiredState, Phase, Reason, ReclaimPolicy
-from machine_operator.lifecycle.observation import InstancePhase, Observation, Trouble
-from tests.support.machines import WANTED, a_claim, a_machine, a_seed, a_vm, an_instance
+from machine_operator.lifecycle.observation import (
+    InstancePhase,
+    NodeView,
+    Observation,
+    Question,
+    RunStrategy,
+    Trouble,
+)
+from tests.support.machines import UID, WANTED, a_claim, a_machine, a_seed, a_vm, an_instance
 
 __all__ = ["machines", "moments", "observations"]
 
 THEN = "2026-03-01T10:00:00Z"
 _DIGEST = ("", "other")
+_HOLD = {
+    "id": "exec-1",
+    "kind": "execution",
+    "since": "2026-03-01T10:00:00Z",
+    "expires_at": "2029-03-01T10:00:00Z",
+}
 
 moments = st.datetimes(
     min_value=datetime(2026, 1, 1), max_value=datetime(2036, 1, 1), timezones=st.just(UTC)
@@ -25,6 +38,15 @@ _troubles = st.none() | st.builds(
     Trouble,
     reason=st.sampled_from([reason for reason in Reason if REASONS[reason].is_trouble]),
     message=st.text(max_size=20),
+)
+
+
+_nodes = st.none() | st.builds(
+    NodeView,
+    name=st.just("node-1"),
+    ready=st.booleans(),
+    schedulable=st.booleans(),
+    message=st.just("Kubelet stopped posting node status."),
 )
 
 
@@ -43,10 +65,22 @@ def _statuses(draw: st.DrawFn) -> dict[str, object] | None:
     if draw(st.booleans()):
         status["power_request"] = {
             "state": draw(st.sampled_from(["running", "sleeping"])),
-            "by": "ada",
+            "by": draw(st.sampled_from(["ada", "autosleep", "guest", "activity"])),
             "at": THEN,
+            "last_touch_at": draw(st.none() | st.just(THEN)),
             "sequence": draw(st.integers(1, 1000)),
             "spec_desired_state": draw(st.sampled_from(DesiredState)),
+        }
+    if draw(st.integers(0, 3)) == 0:
+        status["backoff"] = {
+            "failures": draw(st.integers(0, 10**6)),
+            "next_retry_at": draw(st.none() | st.just(THEN)),
+            "instance_uid": draw(st.sampled_from([None, "vmi-uid"])),
+        }
+    if draw(st.booleans()):
+        status["activity"] = {
+            "last_touch_at": draw(st.none() | st.just(THEN)),
+            "holds": draw(st.sampled_from([[], [_HOLD]])),
         }
     if draw(st.booleans()):
         status["vm"] = {
@@ -81,6 +115,7 @@ def machines(draw: st.DrawFn) -> Machine:
         "desired_state": draw(st.sampled_from(DesiredState)),
         "reclaim_policy": draw(st.sampled_from(ReclaimPolicy)),
         "storage_gib": draw(st.sampled_from([10, 20])),
+        "autosleep": draw(st.sampled_from(["5m", "never", "1w"])),
     }
     return a_machine(spec=spec, status=draw(_statuses()), **metadata)
 
@@ -92,16 +127,21 @@ def observations(draw: st.DrawFn) -> Observation:
     if draw(st.booleans()):
         vm = a_vm(
             deleting=draw(st.booleans()),
-            run_strategy=draw(st.sampled_from(["Always", "Halted", "Manual", ""])),
+            run_strategy=draw(st.sampled_from([*RunStrategy, "Always", ""])),
             applied=draw(st.sampled_from([WANTED.virtual_machine, *_DIGEST])),
+            halting=draw(st.booleans()),
+            start_requested=draw(st.booleans()),
+            down=draw(st.booleans()),
+            start_failures=draw(st.sampled_from([0, 0, 1, 40])),
+            retry_at=draw(st.none() | moments),
             trouble=draw(_troubles),
         )
     if draw(st.booleans()):
         instance = an_instance(
             draw(st.sampled_from(InstancePhase)),
-            deleting=draw(st.booleans()),
+            deleting_since=draw(st.none() | moments),
             ready=draw(st.booleans()),
-            applied=draw(st.sampled_from([WANTED.virtual_machine, *_DIGEST])),
+            started_from=draw(st.sampled_from([WANTED.boot, *_DIGEST])),
             node=draw(st.sampled_from([None, "node-1"])),
             vcpu=draw(st.sampled_from([None, 0.25])),
             memory_mib=draw(st.sampled_from([None, 512])),
@@ -115,6 +155,10 @@ def observations(draw: st.DrawFn) -> Observation:
             capacity_gib=draw(st.sampled_from([10, 20])) if bound else 0,
             applied=draw(st.sampled_from([WANTED.home, *_DIGEST])),
             owned=draw(st.booleans()),
+            machine=draw(st.sampled_from(["box", "other", ""])),
+            machine_uid=draw(st.sampled_from([UID, UID, "another-uid", ""])),
+            created_at=draw(st.none() | moments),
+            foreign_owner=draw(st.booleans()),
         )
     if draw(st.booleans()):
         seed = a_seed(applied=draw(st.sampled_from([WANTED.seed, *_DIGEST])))
@@ -125,4 +169,8 @@ def observations(draw: st.DrawFn) -> Observation:
         instance=instance,
         home=home,
         seed=seed,
+        node=draw(_nodes),
+        fault=draw(st.sampled_from([None, None, None, "spec.vcpu: too much"])),
+        answered=draw(st.sampled_from([frozenset(), frozenset(Question)])),
+        unbound_because=draw(st.sampled_from([None, None, 'storageclass "x" not found'])),
     )

@@ -25,12 +25,13 @@ _MANY_ROUNDS = 100_000
 class VirtualLoop(asyncio.SelectorEventLoop):
     """A loop that skips waiting."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, rounds: int = _MANY_ROUNDS) -> None:
         super().__init__()
         # The real loop lets timers fire a clock tick early; here time would then stand still and they would spin.
         self._clock_resolution = 0.0
         self._virtual_now = 0.0
         self._rounds = 0
+        self._most_rounds = rounds
 
     @override
     def time(self) -> float:
@@ -38,9 +39,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _run_once(self) -> None:
         self._rounds += 1
-        if self._rounds > _MANY_ROUNDS:
+        if self._rounds > self._most_rounds:
             self._rounds = 0  # or nothing could be cleaned up
-            raise AssertionError(f"something spins: {_MANY_ROUNDS} rounds of the loop")
+            raise AssertionError(f"something spins: {self._most_rounds} rounds of the loop")
         ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
         if not ready:
             while scheduled and scheduled[0]._cancelled:
@@ -55,9 +56,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super()._run_once()  # type: ignore[misc]
 
 
-def run_virtual(scenario: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a virtual loop of its own."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+def run_virtual(scenario: Coroutine[Any, Any, T], *, rounds: int = _MANY_ROUNDS) -> T:
+    """Run a coroutine in a virtual loop of its own; a long story needs more `rounds` of the loop."""
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(rounds=rounds)) as runner:
         return runner.run(scenario)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from machine_operator.controller.queue import WorkQueue
+from machine_operator.controller.queue import Priority, WorkQueue
 from tests.support.virtual import run_virtual
 
 KEYS = ("a", "b", "c")
@@ -165,7 +165,9 @@ def test_pauses_grow_up_to_a_bound_and_start_again_after_a_success() -> None:
         pauses = [queue.retry("a") for _ in range(2000)]
         for number, pause in enumerate(pauses):
             full = min(0.5 * 2.0 ** min(number, 20), 300.0)
-            assert full / 2 <= pause <= full
+            assert 0.25 <= pause <= full
+        assert max(pauses) > 250.0, "the pauses do not grow"
+        assert len(set(pauses)) > 1900, "the pauses have no jitter"
         queue.forget("a")
         assert queue.retry("a") <= 0.5
         assert queue.retry("b") <= 0.5, "one key's failures are another's"
@@ -180,6 +182,36 @@ def test_the_server_can_ask_for_a_longer_pause() -> None:
     run(scenario)
 
 
+def test_one_add_wakes_one_worker() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        workers = [asyncio.create_task(queue.get()) for _ in range(3)]
+        await asyncio.sleep(0)
+        queue.add("a")
+        queue.add_after("b", 2.0)
+        await asyncio.sleep(1.0)
+        assert [worker.done() for worker in workers] == [True, False, False]
+        await asyncio.sleep(2.0)
+        assert [worker.done() for worker in workers] == [True, True, False]
+        workers[2].cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_a_worker_cancelled_in_the_moment_of_its_wakening_takes_nothing_with_it() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        for cancel_first in (True, False):
+            first, second = (asyncio.create_task(queue.get()) for _ in range(2))
+            await asyncio.sleep(0)
+            for step in (first.cancel, lambda: queue.add("a"))[:: 1 if cancel_first else -1]:
+                step()
+            assert await asyncio.wait_for(second, 10.0) == "a"
+            queue.done("a")
+            assert first.cancelled()
+
+    run(scenario)
+
+
 def test_a_cancelled_worker_takes_nothing_with_it() -> None:
     async def scenario(queue: WorkQueue[str]) -> None:
         waiting = asyncio.create_task(queue.get())
@@ -188,5 +220,176 @@ def test_a_cancelled_worker_takes_nothing_with_it() -> None:
         await asyncio.gather(waiting, return_exceptions=True)
         queue.add("a")
         assert (await take(queue))[0] == "a"
+
+    run(scenario)
+
+
+# ---- who comes next
+
+WAITING = (Priority.USER, Priority.CHILD, Priority.RESYNC)
+
+
+def lanes(*, patience: int = 1_000_000) -> WorkQueue[str]:
+    """A queue in which a key's first letter is its lane."""
+    return WorkQueue(lane=lambda key: key[0], patience=patience)
+
+
+async def order(queue: WorkQueue[str], count: int | None = None) -> list[str]:
+    return [(await take(queue))[0] for _ in range(len(queue) if count is None else count)]
+
+
+def test_the_urgent_come_first_and_a_waiting_key_can_be_raised() -> None:
+    async def scenario(_: WorkQueue[str]) -> None:
+        queue = lanes()
+        for key in ("a1", "a2", "a3"):
+            queue.add(key, priority=Priority.RESYNC)
+        queue.add("b1")
+        queue.add("c1", priority=Priority.USER)
+        queue.add("a3", priority=Priority.USER)
+        queue.add("c1", priority=Priority.RESYNC)  # does not lower it
+        queue.add_after("a2", 60.0)  # raises it
+        assert await order(queue) == ["c1", "a3", "b1", "a2", "a1"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("known", WAITING)
+@pytest.mark.parametrize("added", WAITING)
+def test_dirty_and_delayed_keys_keep_the_highest_priority(known: Priority, added: Priority) -> None:
+    async def scenario(_: WorkQueue[str]) -> None:
+        for prepare in ("dirty", "longer delay", "shorter delay", "at once"):
+            queue = lanes()
+            if prepare == "dirty":
+                queue.add("a")
+                await queue.get()
+                queue.add("a", priority=known)
+                queue.add("a", priority=added)
+                queue.done("a")
+            else:
+                queue.add_after("a", 5.0, priority=known)
+                delays = {"longer delay": 7.0, "shorter delay": 3.0, "at once": 0.0}
+                queue.add_after("a", delays[prepare], priority=added)
+                await asyncio.sleep(20.0)
+                assert queue.oldest() >= 0.0  # notices that its time has come
+            # One rival of each priority, the later ones behind the key where it has theirs.
+            for rival in WAITING:
+                queue.add(rival.name, priority=rival)
+            before = [rival.name for rival in WAITING if rival > max(known, added)]
+            assert (await order(queue))[: len(before) + 1] == [*before, "a"], prepare
+
+    run(scenario)
+
+
+def test_a_full_lane_does_not_delay_another_lane() -> None:
+    async def scenario(_: WorkQueue[str]) -> None:
+        queue = lanes()
+        for number in range(5000):
+            queue.add(f"a{number}")
+        queue.add("b0")
+        queue.add("c0")
+        queue.add("b1")
+        assert await order(queue, 7) == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
+
+    run(scenario)
+
+
+def test_the_least_urgent_key_is_served_under_endless_urgent_work() -> None:
+    async def scenario(_: WorkQueue[str]) -> None:
+        queue = lanes(patience=10)
+        queue.add("a", priority=Priority.RESYNC)
+        queue.add("b", priority=Priority.CHILD)
+        for number in range(100):
+            queue.add(f"u{number}", priority=Priority.USER)
+        served = await order(queue)
+        assert served.index("a") == 9
+        assert served.index("b") == 19
+
+    run(scenario)
+
+
+# ---- what a queue keeps
+
+
+def test_a_dropped_key_leaves_nothing_behind() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.retry("a")
+        queue.drop("a")
+        assert queue.failures("a") == 0
+        queue.add("b")
+        queue.drop("b")
+        assert (len(queue), queue.oldest()) == (0, 0.0)
+        queue.add("c")
+        await queue.get()
+        queue.add("c")
+        queue.drop("c")
+        queue.done("c")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(queue.get(), 1000.0)
+
+    run(scenario)
+
+
+def test_cancelled_timers_do_not_pile_up() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        for number in range(2000):
+            queue.add_after(f"key {number % 10}", 10_000.0 - number)  # each one earlier
+        assert len(queue._heap) <= 100
+        for number in range(2000):
+            queue.add_after(f"key {number}", 10_000.0)
+        for number in range(2000):
+            queue.drop(f"key {number}")
+        assert len(queue._heap) <= 100
+
+    run(scenario)
+
+
+class Counted:
+    """Notes what a queue tells its metrics."""
+
+    def __init__(self) -> None:
+        self.added = self.retried = self.depth = 0
+        self.waits: list[float] = []
+        self.works: list[float] = []
+
+    def queue_added(self) -> None:
+        self.added += 1
+
+    def queue_depth(self, keys: int) -> None:
+        self.depth = keys
+
+    def queue_waited(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def queue_worked(self, seconds: float) -> None:
+        self.works.append(seconds)
+
+    def queue_retried(self) -> None:
+        self.retried += 1
+
+
+def test_metrics_are_told_what_happens() -> None:
+    async def scenario(_: WorkQueue[str]) -> None:
+        counted = Counted()
+        queue: WorkQueue[str] = WorkQueue(sink=counted)
+        queue.add("a")
+        queue.add("a")
+        queue.add("b")
+        assert (counted.added, counted.depth) == (2, 2)
+        await asyncio.sleep(3.0)
+        assert queue.oldest() == pytest.approx(3.0)
+        await queue.get()
+        queue.add("a")
+        queue.add("a")
+        await asyncio.sleep(2.0)
+        await queue.get()
+        await asyncio.sleep(1.0)
+        assert queue.in_progress() == (2, pytest.approx(4.0), pytest.approx(3.0))
+        queue.done("a")
+        queue.done("b")
+        queue.retry("b")
+        assert (counted.added, counted.depth, counted.retried) == (3, 1, 1)
+        assert counted.waits == pytest.approx([3.0, 5.0])
+        assert counted.works == pytest.approx([3.0, 1.0])
+        assert queue.in_progress() == (0, 0.0, 0.0)
 
     run(scenario)

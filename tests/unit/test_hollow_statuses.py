@@ -90,6 +90,24 @@ def test_the_steady_state_writes_nothing() -> None:
     assert status_patch(pod(**stored), view("running", probed=True)) == {}
 
 
+def test_what_the_api_server_adds_is_no_difference() -> None:
+    first = pod_status(pod(conditions=[OPEN_GATE]), view("running", probed=True, moment=BEFORE))
+    for where in ("containerStatuses", "initContainerStatuses"):
+        first[where] = [{**item, "lastState": {}} for item in first[where]]
+    stored = {
+        **first,
+        "qosClass": "Burstable",
+        "conditions": [
+            OPEN_GATE,
+            *({**without_nones(item), "lastProbeTime": None} for item in first["conditions"]),
+        ],
+    }
+    assert status_patch(pod(**stored), view("running", probed=True)) == {}
+    # One container fewer is a difference.
+    stored["containerStatuses"] = stored["containerStatuses"][:1]
+    assert status_patch(pod(**stored), view("running", probed=True)).keys() == {"containerStatuses"}
+
+
 def without_nones(item: Object) -> Object:
     return {key: value for key, value in item.items() if value is not None}
 
@@ -181,6 +199,26 @@ def test_a_running_vmi() -> None:
         "Running",
     ]
     assert status["volumeStatus"] == [{"name": "home", "target": "vdb"}]
+
+
+def test_a_paused_vmi() -> None:
+    paused = instance_status.paused(scheduled(), moment=NOW)
+    assert paused is not None
+    found = condition(paused["status"], "Paused")
+    assert (found["status"], found["reason"]) == ("True", "PausedIOError")
+    assert instance_status.paused(paused, moment=NOW) is None
+    assert instance_status.unpaused(paused) == scheduled()
+    assert instance_status.unpaused(scheduled()) is None
+
+
+def test_a_pause_on_purpose_is_left_alone() -> None:
+    vmi = scheduled()
+    vmi["status"]["conditions"].append(
+        {"type": "Paused", "status": "True", "reason": "PausedByUser"}
+    )
+    assert instance_status.paused(vmi, moment=NOW) is None
+    assert instance_status.unpaused(vmi) is None
+    assert condition(instance_status.ended(vmi, phase="Failed", moment=NOW)["status"], "Paused")
 
 
 def test_an_ended_vmi() -> None:

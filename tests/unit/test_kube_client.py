@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from machine_operator.kube import client as client_module
-from machine_operator.kube.client import KubeClient
+from machine_operator.kube.client import KubeClient, RequestRecord
 from machine_operator.kube.connection import Connection
 from machine_operator.kube.errors import (
     ApiError,
@@ -23,12 +23,15 @@ from machine_operator.kube.errors import (
     NotFound,
     ServerError,
     TooManyRequests,
+    Unauthorized,
     Unreachable,
 )
+from machine_operator.kube.records import describe
 from machine_operator.kube.resources import MACHINES, SECRETS
+from tests.support.apiserver import FakeApi
 from tests.support.client import FakeClient, parse_request
+from tests.support.faults import TimeOut
 from tests.support.virtual import run_virtual
-from tests.support.world import World
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -187,6 +190,28 @@ async def test_when_to_come_back() -> None:
     assert caught.value.retry_after == 7.0
 
 
+async def test_a_redirect_is_not_followed() -> None:
+    """Who follows it carries our token to whoever is there."""
+    async with served(answering(302, b"", Location="http://127.0.0.1:1/")) as client:
+        with pytest.raises(ServerError, match="302"):
+            await client.get(SECRETS, "a", namespace="ns")
+
+
+async def test_what_has_no_place_in_a_url_is_quoted() -> None:
+    seen: list[tuple[str, dict[str, str]]] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        seen.append((request.path, dict(request.query)))
+        return web.json_response({})
+
+    selector = "a in (b,c),d!=e+f&g=h/i"
+    async with served(handler) as client:
+        await client.get(SECRETS, "a?b#c d%zz\u00e9", namespace="ns")
+        await client.list(SECRETS, label_selector=selector, continue_token="x==/+", limit=5)
+    assert seen[0] == ("/api/v1/namespaces/ns/secrets/a?b#c d%zz\u00e9", {})
+    assert seen[1][1] == {"labelSelector": selector, "continue": "x==/+", "limit": "5"}
+
+
 async def test_an_empty_answer_is_an_empty_object() -> None:
     async with served(answering(200, b"")) as client:
         assert await client.request("PUT", "/x") == {}
@@ -251,6 +276,33 @@ async def test_what_a_watch_asks_for() -> None:
     assert query == {"watch": "1", "resourceVersion": "5", "allowWatchBookmarks": "true"}
 
 
+async def test_what_a_list_by_watch_asks_for() -> None:
+    queries: list[dict[str, str]] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        queries.append(dict(request.query))
+        return web.Response()
+
+    async with served(handler) as client:
+        assert [event async for event in client.watch_list(SECRETS, label_selector="x")] == []
+    query = queries[0]
+    assert 290 <= int(query.pop("timeoutSeconds")) <= 580
+    assert query == {
+        "watch": "1",
+        "labelSelector": "x",
+        "sendInitialEvents": "true",
+        "resourceVersionMatch": "NotOlderThan",
+        "allowWatchBookmarks": "true",
+    }
+
+
+@pytest.mark.parametrize("raw", [b"<html>\n", b"[]\n", b"{}\n", b'{"type":"ERROR","object":1}\n'])
+async def test_what_is_no_event_breaks_the_watch(raw: bytes) -> None:
+    async with served(streaming(line(1), raw)) as client:
+        with pytest.raises(Unreachable, match="no event"):
+            await watched(client)
+
+
 @pytest.mark.parametrize("inside", [True, False], ids=["in the stream", "as the answer"])
 async def test_a_version_that_is_too_old(inside: bool) -> None:
     status = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
@@ -299,6 +351,165 @@ async def test_a_slow_consumer_is_no_silence(monkeypatch: pytest.MonkeyPatch) ->
     assert len(events) == 2
 
 
+# ---- identity
+
+
+class Logins:
+    """Tokens t0, t1, ... of which the server takes the newest; a login takes a moment."""
+
+    def __init__(self, *, good: int = 1) -> None:
+        self.number, self.good, self.logins, self.asked = 0, good, 0, 0
+
+    async def renew(self) -> None:
+        self.logins += 1
+        await asyncio.sleep(0.05)
+        self.number = min(self.number + 1, self.good)
+
+    async def handler(self, request: web.Request) -> web.StreamResponse:
+        self.asked += 1
+        if request.headers.get("Authorization") != f"Bearer t{self.good}":
+            return web.json_response({"kind": "Status", "message": "who?"}, status=401)
+        await request.read()
+        return web.Response(body=line(1))
+
+    @asynccontextmanager
+    async def client(self, *, renews: bool = True) -> AsyncIterator[KubeClient]:
+        async with served(self.handler) as plain:
+            connection = Connection(
+                server=plain.connection.server,
+                token=lambda: f"t{self.number}",
+                renew=self.renew if renews else None,
+            )
+            async with KubeClient(connection) as client:
+                yield client
+
+
+async def test_a_refused_token_is_renewed_once_for_all_requests() -> None:
+    logins = Logins()
+    async with logins.client() as client:
+        body = {"data": {"a": "b"}}
+        answers = await asyncio.gather(
+            *(client.merge_patch(SECRETS, f"s{n}", body, namespace="ns") for n in range(20))
+        )
+        assert len(answers) == 20
+        assert logins.logins == 1
+        assert logins.asked <= 40
+        await client.get(SECRETS, "a", namespace="ns")
+        assert logins.logins == 1
+
+
+async def test_a_watch_renews_its_token() -> None:
+    logins = Logins()
+    async with logins.client() as client:
+        assert await watched(client) == [{"v": 1}]
+    assert (logins.logins, logins.asked) == (1, 2)
+
+
+async def test_other_users_of_a_session_renew_the_token_too() -> None:
+    logins = Logins()
+    async with (
+        logins.client() as client,
+        client.new_session() as session,
+        session.get(client.connection.server + "/x") as response,
+    ):
+        assert response.status == 200
+    assert (logins.logins, logins.asked) == (1, 2)
+
+
+async def test_a_second_refusal_is_told() -> None:
+    logins = Logins(good=2)
+    async with logins.client() as client:
+        with pytest.raises(Unauthorized, match=r"who\?"):
+            await client.get(SECRETS, "a", namespace="ns")
+    assert (logins.logins, logins.asked) == (1, 2)
+
+
+@pytest.mark.parametrize("renews", [True, False], ids=["the same one again", "no way"])
+async def test_where_there_is_no_other_token_nothing_is_repeated(renews: bool) -> None:
+    logins = Logins(good=0)
+    logins.handler = answering(401, {"kind": "Status", "message": "no"})  # type: ignore[method-assign]
+    async with logins.client(renews=renews) as client:
+        with pytest.raises(Unauthorized):
+            await client.get(SECRETS, "a", namespace="ns")
+        with pytest.raises(Unauthorized):
+            await watched(client)
+    assert logins.logins == (2 if renews else 0)
+
+
+async def test_who_gives_up_waiting_for_a_login_leaves_it_to_the_others() -> None:
+    logins = Logins()
+    async with logins.client() as client:
+        patient = asyncio.ensure_future(client.get(SECRETS, "a", namespace="ns"))
+        hasty = asyncio.ensure_future(client.get(SECRETS, "b", namespace="ns"))
+        deadline = asyncio.get_running_loop().time() + 5.0
+        while logins.logins == 0:
+            assert asyncio.get_running_loop().time() < deadline, "nobody logs in"
+            await asyncio.sleep(0.001)
+        hasty.cancel()
+        assert "type" in await patient
+    assert logins.logins == 1
+
+
+# ---- what metrics are told
+
+
+async def test_each_request_is_recorded() -> None:
+    records: list[RequestRecord] = []
+    api = FakeApi()
+    client = FakeClient(api, on_request=records.append, latency=0.0)
+    box = {"metadata": {"name": "box"}, "spec": {}}
+    await client.create(MACHINES, box, namespace="ns")
+    await client.apply(
+        MACHINES, "box", {"status": {}}, namespace="ns", subresource="status", manager="m"
+    )
+    await client.merge_patch(MACHINES, "box", {}, namespace="ns")
+    await client.get(MACHINES, "box", namespace="ns")
+    await client.list(MACHINES)
+    await anext(client.watch_list(MACHINES))
+    await client.delete(MACHINES, "box", namespace="ns")
+    client.faults.next(TimeOut())
+    for expected in (Unreachable, NotFound):
+        with pytest.raises(expected):
+            await client.request(
+                "PUT", MACHINES.path(namespace="ns", name="x"), body={}, timeout=0.01
+            )
+    assert [(r.verb, r.resource, r.code) for r in records] == [
+        ("create", "machines", 200),
+        ("apply", "machines/status", 200),
+        ("patch", "machines", 200),
+        ("get", "machines", 200),
+        ("list", "machines", 200),
+        ("watch", "machines", 200),
+        ("delete", "machines", 200),
+        ("update", "machines", 0),
+        ("update", "machines", 404),
+    ]
+    assert all(0.0 <= r.seconds < 5.0 for r in records)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("GET", "/api/v1/namespaces", ("list", "namespaces")),
+        ("GET", "/api/v1/namespaces/ns", ("get", "namespaces")),
+        ("GET", "/api/v1/nodes/n", ("get", "nodes")),
+        ("GET", "/api/v1/namespaces/ns/pods/p/log", ("get", "pods/log")),
+        (
+            "PUT",
+            "/apis/g/v1/namespaces/ns/machines/m/portforward/22",
+            ("update", "machines/portforward"),
+        ),
+        ("GET", "/apis/g/v1/things", ("list", "things")),
+        ("GET", "/readyz", ("get", "")),
+        ("GET", "/api", ("get", "")),
+        ("GET", "/apis/g/v1", ("get", "")),
+        ("GET", "", ("get", "")),
+    ],
+)
+def test_what_a_path_asks_for(method: str, path: str, expected: tuple[str, str]) -> None:
+    assert describe(method, path, "application/json") == expected
+
+
 # ---- the fake of the engine's tests says what the server would have been told
 
 
@@ -316,9 +527,10 @@ def test_requests_of_the_fake_are_understood() -> None:
 
 def test_the_fake_refuses_what_a_server_refuses() -> None:
     async def scenario() -> None:
-        world = World()
-        world.create()
-        client = FakeClient(world.api)
+        api = FakeApi()
+        client = FakeClient(api)
+        box = {"metadata": {"name": "box"}, "spec": {}}
+        await client.create(MACHINES, box, namespace="ns")
         stale = {"metadata": {"finalizers": ["a/b"], "resourceVersion": "1"}}
         with pytest.raises(Conflict):
             await client.merge_patch(MACHINES, "box", stale, namespace="ns")
@@ -331,7 +543,7 @@ def test_the_fake_refuses_what_a_server_refuses() -> None:
         )
         with pytest.raises(NotFound):
             await lost
-        world.api.compact()
+        api.compact()
         with pytest.raises(Expired):
             await anext(client.watch(MACHINES, resource_version="5"))
 
@@ -340,21 +552,21 @@ def test_the_fake_refuses_what_a_server_refuses() -> None:
 
 def test_the_fake_applies_as_a_server_does() -> None:
     async def scenario() -> None:
-        world = World()
-        client = FakeClient(world.api)
+        api = FakeApi()
+        client = FakeClient(api)
         owner = {"uid": "u", "name": "box"}
         both = {"metadata": {"labels": {"a": "1"}, "ownerReferences": [owner]}, "data": {"x": "1"}}
         await client.apply(SECRETS, "s", both, namespace="ns", manager="one")
         await client.apply(
             SECRETS, "s", {"data": {"x": "1", "y": "2"}}, namespace="ns", manager="two"
         )
-        version = world.api.version
+        version = api.version
         await client.apply(SECRETS, "s", both, namespace="ns", manager="one")
-        assert world.api.version == version, "an apply that changes nothing is no change"
+        assert api.version == version, "an apply that changes nothing is no change"
         await client.apply(
             SECRETS, "s", {"metadata": {"labels": {"b": "1"}}}, namespace="ns", manager="one"
         )
-        secret = world.api.find("secrets")
+        secret = api.find("secrets")
         assert secret["data"] == {"x": "1", "y": "2"}, "the other manager's field was taken away"
         assert secret["metadata"]["labels"] == {"b": "1"}
         assert "ownerReferences" not in secret["metadata"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from machine_operator.kube import errors
-from machine_operator.kube.errors import ApiError, KubeError, from_status
+from machine_operator.kube.errors import ApiError, KubeError, from_status, seconds_to_wait
 from machine_operator.kube.resources import (
     LEASES,
     MACHINES,
@@ -61,6 +63,37 @@ def test_when_to_come_back_is_in_the_header_or_in_the_body() -> None:
     assert from_status(429, body).retry_after == 3.0
     assert from_status(429, body, retry_after=9.0).retry_after == 9.0
     assert from_status(429, {}).retry_after is None
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("", None),
+        ("soon", None),
+        ("0", 0.0),
+        (" 7 ", 7.0),
+        ("1.5", 1.5),
+        ("-3", None),
+        ("nan", None),
+        ("inf", 300.0),
+        ("86400", 300.0),
+        ("Sun, 01 Mar 2026 10:00:30 GMT", 30.0),
+        ("Sun, 01 Mar 2026 12:00:30 +0200", 30.0),
+        ("Sun, 01 Mar 2026 10:00:30 -0000", 30.0),
+        ("Sun, 01 Mar 2026 09:00:00 GMT", 0.0),
+        ("Sun, 01 Mar 2027 10:00:00 GMT", 300.0),
+        ("Sun, 99 Mar 2026 10:00:00 GMT", None),
+    ],
+)
+def test_retry_after_in_all_its_forms(header: str | None, seconds: float | None) -> None:
+    now = datetime(2026, 3, 1, 10, tzinfo=UTC)
+    assert seconds_to_wait(header, now=now) == seconds
+
+
+@pytest.mark.parametrize("details", [{"retryAfterSeconds": "x"}, {"retryAfterSeconds": -1}, ["a"]])
+def test_a_body_with_nonsense_in_it_asks_for_no_wait(details: object) -> None:
+    assert from_status(429, {"details": details}).retry_after is None
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,21 @@ import pytest
 
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.connection import Connection
-from machine_operator.kube.errors import Expired, KubeError, ServerError, Unreachable
+from machine_operator.kube.errors import (
+    Expired,
+    KubeError,
+    ServerError,
+    TooManyRequests,
+    Unreachable,
+)
 from machine_operator.kube.informer import Informer, Key
 from machine_operator.kube.resources import SECRETS
 from tests.support.virtual import run_virtual
 
 Object = dict[str, Any]
 Script = list[Any]
-"""Of watches: each is a list of events; an exception in it is raised; None holds the stream open for ever."""
+"""Of watches: each is a list of events; an exception in it is raised; a number is a pause;
+None holds the stream open for ever."""
 
 A, B = Key("ns", "a"), Key("ns", "b")
 
@@ -49,6 +56,8 @@ class Scripted(KubeClient):
         answer = self.lists.pop(0) if len(self.lists) > 1 else self.lists[0]
         if isinstance(answer, KubeError):
             raise answer
+        if isinstance(answer, dict):
+            return answer
         version, items = answer
         return {"metadata": {"resourceVersion": str(version)}, "items": items}
 
@@ -60,6 +69,9 @@ class Scripted(KubeClient):
         for entry in script:
             if entry is None:
                 await asyncio.sleep(1e9)
+            if isinstance(entry, float):
+                await asyncio.sleep(entry)
+                continue
             if isinstance(entry, KubeError):
                 raise entry
             if callable(entry):
@@ -83,7 +95,7 @@ class Run:
         self.informer: Informer[str] = Informer(
             client,
             SECRETS,
-            project=lambda obj: str(obj["value"]),
+            project=lambda obj: None if obj["value"] == "-" else str(obj["value"]),
             on_change=lambda key, old, new: self.told.append((key.name, old, new)),
         )
         self.task = asyncio.create_task(self.informer.run())
@@ -132,9 +144,10 @@ def test_a_relist_tells_what_vanished() -> None:
     )
 
     def check(run: Run) -> None:
-        assert run.told[2:] == [("a", "v", None), ("b", "x", "y")]
+        assert run.told[2:] == [("b", "x", "y"), ("a", "v", None)]
         assert dict(run.informer.cache) == {B: "y"}
         assert script.count("list") == 2
+        assert run.informer.relists == 1
 
     play(script, check)
 
@@ -163,17 +176,40 @@ def _equal(found: object, expected: object) -> None:
     assert found == expected
 
 
-def test_an_own_write_is_seen_at_once_and_told_once() -> None:
+def test_an_own_write_is_seen_at_once_and_not_told() -> None:
     script = Scripted(lists=[(5, [item("a", 3, "v")])], watches=[[None]])
 
     def check(run: Run) -> None:
         run.informer.wrote(item("a", 9, "mine"))
-        assert run.informer.get("ns", "a") == "mine"
-        assert run.told[-1] == ("a", "v", "mine")
-        run.informer.wrote(item("a", 9, "mine"))
-        assert len(run.told) == 2
+        run.informer.wrote(item("b", 10, "mine too"))
+        assert dict(run.informer.cache) == {A: "mine", B: "mine too"}
+        assert run.told == [("a", None, "v")]
 
     play(script, check)
+
+
+def test_the_watch_tells_nothing_of_an_own_write_but_what_came_after_it() -> None:
+    run_: list[Run] = []
+    events = [event("ADDED", "b", 7, "mine"), event("MODIFIED", "b", 8, "theirs")]
+    script = Scripted(
+        lists=[(5, [])],
+        watches=[
+            [
+                lambda: run_[0].informer.wrote(item("b", 7, "mine")),
+                *events,
+                event("DELETED", "b", 9),
+                None,
+            ]
+        ],
+    )
+
+    async def scenario() -> None:
+        run_.append(Run(script))
+        await asyncio.sleep(1.0)
+        assert run_[0].told == [("b", "mine", "theirs"), ("b", "theirs", None)]
+        run_[0].task.cancel()
+
+    run_virtual(scenario())
 
 
 def test_older_events_do_not_undo_an_own_write() -> None:
@@ -194,7 +230,7 @@ def test_older_events_do_not_undo_an_own_write() -> None:
     async def scenario() -> None:
         run_.append(Run(script))
         await asyncio.sleep(1.0)
-        assert run_[0].told == [("a", None, "v"), ("a", "v", "mine"), ("a", "mine", "newer")]
+        assert run_[0].told == [("a", None, "v"), ("a", "mine", "newer")]
         run_[0].task.cancel()
 
     run_virtual(scenario())
@@ -246,16 +282,125 @@ def test_a_deletion_older_than_our_write_is_not_believed() -> None:
     async def scenario() -> None:
         run_.append(Run(script))
         await asyncio.sleep(1.0)
-        assert run_[0].told == [("a", None, "old"), ("a", "old", "new")]
+        assert run_[0].told == [("a", None, "old")]
+        assert run_[0].informer.get("ns", "a") == "new"
         run_[0].task.cancel()
 
     run_virtual(scenario())
 
 
-OUTAGES = {
-    "list": Scripted(lists=[Unreachable("no answer")], watches=[[None]]),
-    "watch": Scripted(lists=[(5, [])], watches=[[ServerError("boom", status=500)]]),
-}
+@pytest.mark.parametrize(
+    "echo", [event("ADDED", "a", 6, "v"), event("MODIFIED", "a", 7, "w"), event("DELETED", "a", 8)]
+)
+def test_an_echo_of_what_is_gone_does_not_bring_it_back(echo: Object) -> None:
+    events = [event("ADDED", "a", 6, "v"), event("MODIFIED", "a", 7, "w"), event("DELETED", "a", 8)]
+    again = event("ADDED", "a", 9, "anew")
+    script = Scripted(lists=[(5, [])], watches=[[*events, echo, again, echo, None]])
+
+    def check(run: Run) -> None:
+        assert run.told == [
+            ("a", None, "v"),
+            ("a", "v", "w"),
+            ("a", "w", None),
+            ("a", None, "anew"),
+        ]
+        assert dict(run.informer.cache) == {A: "anew"}
+
+    play(script, check)
+
+
+def test_what_the_projection_leaves_out_is_not_there() -> None:
+    """An object can leave, and come back, by what is in it."""
+    events = [
+        event("MODIFIED", "a", 6, "-"),
+        event("ADDED", "b", 7, "-"),
+        event("MODIFIED", "a", 6, "-"),
+        event("MODIFIED", "a", 3, "v"),
+        event("MODIFIED", "b", 8, "x"),
+        event("DELETED", "b", 9, "x"),
+        event("DELETED", "a", 10, "-"),
+    ]
+    script = Scripted(
+        lists=[(5, [item("a", 3, "v"), item("c", 4, "-")])], watches=[[*events, None]]
+    )
+
+    def check(run: Run) -> None:
+        assert run.told == [("a", None, "v"), ("a", "v", None), ("b", None, "x"), ("b", "x", None)]
+        assert dict(run.informer.cache) == {}
+
+    play(script, check)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{}, {"metadata": None}, {"metadata": {"name": "x", "resourceVersion": "new"}}, {"value": 1}],
+)
+def test_an_object_that_cannot_be_read_does_not_end_the_watch(odd: Object) -> None:
+    without = item("c", 7)
+    del without["value"]
+    events = [{"type": "ADDED", "object": odd}, {"type": "ADDED", "object": without}]
+    script = Scripted(
+        lists=[(5, [odd, item("a", 3, "v")])],
+        watches=[[*events, event("ADDED", "b", 8, "x"), None]],
+    )
+
+    def check(run: Run) -> None:
+        assert dict(run.informer.cache) == {A: "v", B: "x"}
+        assert script.count("watch") == 1
+
+    play(script, check)
+
+
+@pytest.mark.parametrize("answer", [{}, {"text": "<html>"}, {"metadata": {"resourceVersion": ""}}])
+def test_what_is_no_list_is_asked_for_again(answer: Object) -> None:
+    script = Scripted(lists=[answer, (5, [item("a", 3, "v")])], watches=[[None]])
+
+    def check(run: Run) -> None:
+        assert dict(run.informer.cache) == {A: "v"}
+        assert script.count("list") == 2
+
+    play(script, check)
+
+
+def test_the_server_is_not_asked_again_before_it_wants_to_be() -> None:
+    busy = TooManyRequests("later", status=429, retry_after=40.0)
+    script = Scripted(lists=[busy, (5, [])], watches=[[busy], [None]])
+
+    def check(run: Run) -> None:
+        assert run.informer.synced.is_set()
+        for what in ("list", "watch"):
+            earlier, later = script.times(what)
+            assert 40.0 <= later - earlier <= 48.0, what
+
+    play(script, check, after=200.0)
+
+
+def test_a_stream_that_ends_after_a_good_while_is_followed_by_the_next_at_once() -> None:
+    script = Scripted(lists=[(5, [])], watches=[[bookmark(6), 300.0], [None]])
+
+    def check(_: Run) -> None:
+        first, second = script.times("watch")
+        assert second - first == pytest.approx(300.0, abs=0.01)
+
+    play(script, check, after=400.0)
+
+
+def test_when_the_server_was_heard_last() -> None:
+    script = Scripted(lists=[(5, [])], watches=[[60.0, bookmark(6), 60.0, bookmark(7), None]])
+
+    async def check(run: Run) -> None:
+        for expected in (0.0, 60.0, 120.0, 120.0):
+            await asyncio.sleep(45.0)
+            assert run.informer.heard_at == pytest.approx(expected, abs=0.1)
+
+    async def scenario() -> None:
+        run = Run(script)
+        assert run.informer.heard_at is None
+        await asyncio.sleep(0.001)
+        await check(run)
+        run.task.cancel()
+
+    run_virtual(scenario())
 
 
 @pytest.mark.parametrize("what", ["list", "watch"])

@@ -26,7 +26,14 @@ from machine_operator.api.phases import DesiredState, Phase, Power, ReclaimPolic
 from machine_operator.api.rules import Rule, kubernetes
 from machine_operator.api.timestamps import Timestamp
 
-__all__ = ["Machine", "MachineError", "MachineSpec", "MachineStatus", "read_machine"]
+__all__ = [
+    "Machine",
+    "MachineError",
+    "MachineSpec",
+    "MachineStatus",
+    "read_machine",
+    "read_machine_anyway",
+]
 
 
 class MachineError(ValueError):
@@ -166,6 +173,13 @@ class PowerRequest(Model):
             "spec.desired_state at the time of the request; the request ends when that changes."
         )
     )
+    last_touch_at: Timestamp | None = Field(
+        default=None,
+        description=(
+            "status.activity.last_touch_at as autosleep or the guest's power-off had seen it; "
+            "their request ends when that changes, so that no touch is lost."
+        ),
+    )
 
 
 class Hold(Model):
@@ -232,6 +246,9 @@ class Backoff(Model):
 
     failures: int = Field(ge=0, description="Failures in a row.")
     next_retry_at: Timestamp | None = Field(default=None, description="When the next try is due.")
+    instance_uid: str | None = Field(
+        default=None, description="UID of the VirtualMachineInstance whose end was counted last."
+    )
 
 
 _ATOMIC = kubernetes(map_type="atomic")
@@ -370,3 +387,45 @@ def read_machine(obj: Mapping[str, Any]) -> Machine:
         raise MachineError(
             f"machine {meta.get('namespace', '?')}/{meta.get('name', '?')} cannot be read: {faults}"
         ) from error
+
+
+def read_machine_anyway(obj: Mapping[str, Any]) -> tuple[Machine, str | None]:
+    """The object as a model, and what is wrong with its spec (None where nothing is).
+
+    A status that breaks a rule is somebody's handiwork, and the next report replaces it: of it only what can be read
+    counts. A spec that cannot be read is stood in for by one that asks for nothing and keeps the disk, so that the
+    machine can at least be reported on, and deleted.
+    """
+    try:
+        return read_machine(obj), None
+    except MachineError as error:
+        fault = str(error)
+    whole = {**obj, "status": _readable_status(obj.get("status"))}
+    try:
+        return read_machine(whole), None
+    except MachineError as error:
+        fault = str(error)
+    return read_machine({**whole, "spec": _STAND_IN}), fault
+
+
+_STAND_IN: dict[str, Any] = {
+    "vcpu": 0.25,
+    "memory_mib": 128,
+    "storage_gib": 1,
+    "desired_state": "sleeping",
+    "reclaim_policy": "Retain",
+}
+
+
+def _readable_status(status: Any) -> dict[str, Any]:
+    """The members of a status that are valid by themselves."""
+    if not isinstance(status, Mapping):
+        return {}
+    good: dict[str, Any] = {}
+    for name, value in status.items():
+        try:
+            MachineStatus.model_validate({name: value})
+        except ValidationError:
+            continue
+        good[name] = value
+    return good

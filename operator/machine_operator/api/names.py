@@ -28,3 +28,6 @@ MANAGED_BY: Final = "machine-operator"
 
 PAUSED_ANNOTATION: Final = f"{GROUP}/paused"
 """On a Machine: while its value is "true" the controller looks, but changes nothing."""
+
+ADOPT_ANNOTATION: Final = f"{GROUP}/adopt-home"
+"""On a new Machine: the name of a retained PersistentVolumeClaim of a Machine of the same name, to be its home disk."""

@@ -84,6 +84,7 @@ class Reason(StrEnum):
     STORAGE_LOST = "StorageLost"
     VIRTUAL_MACHINE_REFUSED = "VirtualMachineRefused"
     VIRTUAL_MACHINE_FOREIGN = "VirtualMachineForeign"
+    KUBEVIRT_NOT_AVAILABLE = "KubeVirtNotAvailable"
     SPEC_INVALID = "SpecInvalid"
     CRASH_LOOP = "CrashLoop"
     NODE_NOT_READY = "NodeNotReady"
@@ -189,6 +190,11 @@ REASONS: Final[Mapping[Reason, ReasonFacts]] = MappingProxyType(
         Reason.VIRTUAL_MACHINE_FOREIGN: ReasonFacts(
             "An object of the VM's or disk's name exists and belongs to somebody else.",
             "Remove or rename that object.",
+            True,
+        ),
+        Reason.KUBEVIRT_NOT_AVAILABLE: ReasonFacts(
+            "KubeVirt's API does not answer, so no VM can be changed.",
+            "Look at virt-api; the operator goes on as soon as it answers.",
             True,
         ),
         Reason.SPEC_INVALID: ReasonFacts(

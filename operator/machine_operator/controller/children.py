@@ -1,17 +1,22 @@
-"""The caches of a machine's children: VMs, VMIs, home disks and seeds, each kept by an informer as a small view."""
+"""The caches of what machines consist of: VMs, VMIs, home disks and seeds, and the nodes on which they run.
+
+Each is kept by an informer as small views. A child that changes enqueues its Machine; a node that changes enqueues
+the machines on it. The label names the Machine, its UID is the authority.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from machine_operator.api.machine import Machine
-from machine_operator.api.names import NAME_LABEL, UID_LABEL
+from machine_operator.api.names import ADOPT_ANNOTATION, NAME_LABEL, UID_LABEL
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.informer import Informer, Key
 from machine_operator.kube.resources import (
+    NODES,
     PERSISTENT_VOLUME_CLAIMS,
     SECRETS,
     VIRTUAL_MACHINE_INSTANCES,
@@ -23,12 +28,14 @@ from machine_operator.kubevirt.readers import (
     machine_uid,
     read_claim,
     read_instance,
+    read_node,
     read_seed,
     read_vm,
 )
 from machine_operator.lifecycle.observation import (
     ClaimView,
     InstanceView,
+    NodeView,
     SeedView,
     VirtualMachineView,
 )
@@ -40,7 +47,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class _Child(Generic[V]):
-    """A view, and whose it is: the label names the Machine, its UID is the authority."""
+    """A view, and whose it is."""
 
     machine: Key
     uid: str
@@ -52,10 +59,14 @@ class Children:
 
     def __init__(self, client: KubeClient, *, enqueue: Callable[[Key], None]) -> None:
         self._enqueue = enqueue
+        self._home_names: dict[str, str] = {}
         self.vms = self._informer(client, VIRTUAL_MACHINES, read_vm)
         self.instances = self._informer(client, VIRTUAL_MACHINE_INSTANCES, read_instance)
-        self.homes = self._informer(client, PERSISTENT_VOLUME_CLAIMS, read_claim)
+        self.homes = self._informer(client, PERSISTENT_VOLUME_CLAIMS, self._read_home)
         self.seeds = self._informer(client, SECRETS, read_seed)
+        self.nodes: Informer[NodeView] = Informer(
+            client, NODES, project=read_node, on_change=self._node_changed
+        )
 
     def _informer(
         self, client: KubeClient, resource: Resource, read: Callable[[Mapping[str, Any]], V]
@@ -77,21 +88,37 @@ class Children:
             label_selector=f"{UID_LABEL},{NAME_LABEL}",
         )
 
+    def _read_home(self, obj: Mapping[str, Any]) -> ClaimView:
+        view = read_claim(obj)
+        if view.name != child_names(view.machine_uid).home:
+            self._home_names[view.machine_uid] = view.name  # adopted: it keeps its first name
+        return view
+
+    def _node_changed(self, key: Key, old: NodeView | None, new: NodeView | None) -> None:
+        for child in self.instances:
+            if child.view.node == key.name:
+                self._enqueue(child.machine)
+
+    def __iter__(self) -> Iterator[Informer[Any]]:
+        return iter((self.vms, self.instances, self.homes, self.seeds, self.nodes))
+
     async def run(self) -> None:
-        """Follow all four kinds until cancelled."""
+        """Follow all kinds until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for informer in (self.vms, self.instances, self.homes, self.seeds):
+            for informer in self:
                 group.create_task(informer.run(), name=f"informer {informer.resource.plural}")
 
     @property
     def synced(self) -> bool:
         """Whether all caches are complete."""
-        return all(i.synced.is_set() for i in (self.vms, self.instances, self.homes, self.seeds))
+        return all(informer.synced.is_set() for informer in self)
 
     async def wait_synced(self) -> None:
         """Return once all caches are complete: before that, "is not there" means nothing."""
-        for informer in (self.vms, self.instances, self.homes, self.seeds):
+        for informer in self:
             await informer.synced.wait()
+
+    # ---- one machine's
 
     def vm(self, machine: Machine) -> VirtualMachineView | None:
         """The machine's VM."""
@@ -102,12 +129,27 @@ class Children:
         return _of(machine, self.instances, child_names(machine.metadata.uid).vm)
 
     def home(self, machine: Machine) -> ClaimView | None:
-        """The machine's home disk."""
-        return _of(machine, self.homes, child_names(machine.metadata.uid).home)
+        """The machine's home disk, or the retained one that it asks for by annotation."""
+        meta, default = machine.metadata, child_names(machine.metadata.uid).home
+        found = _of(machine, self.homes, self._home_names.get(meta.uid, default))
+        named = meta.annotations.get(ADOPT_ANNOTATION)
+        if found is not None or named is None:
+            return found
+        asked = self.homes.get(meta.namespace, named)
+        return asked.view if asked is not None else None
 
     def seed(self, machine: Machine) -> SeedView | None:
         """The machine's seed."""
         return _of(machine, self.seeds, child_names(machine.metadata.uid).seed)
+
+    def node(self, machine: Machine, instance: InstanceView | None) -> NodeView | None:
+        """The node on which the machine runs, or ran last."""
+        name = (instance.node if instance is not None else None) or machine.status.node
+        return self.nodes.get("", name) if name else None
+
+    def forget(self, machine: Machine) -> None:
+        """The machine is gone."""
+        self._home_names.pop(machine.metadata.uid, None)
 
 
 def _of(machine: Machine, informer: Informer[_Child[V]], name: str) -> V | None:

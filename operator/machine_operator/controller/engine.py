@@ -1,56 +1,112 @@
 """The engine behind the shell: caches, work queue, workers.
 
+    kopf on.event Machine ─┐
+    informers of children ─┼─> key of the Machine ─> work queue ─> workers ─> one pass of the reconciler
+    requeue-after, resync ─┘
+
 Machines are told by the shell (`saw_machine`), children by informers. Both end as a key in the queue; whatever the
 key's worker needs it reads from the caches, so it does not matter which event came, how often, or in which order.
+Caches are kept warm whether this process leads or not; only the workers wait for that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from machine_operator.api.machine import Machine, MachineError, read_machine
+from prometheus_client import CollectorRegistry
+
+from machine_operator.api.names import FINALIZER
 from machine_operator.controller.actor import Actor
 from machine_operator.controller.children import Children
-from machine_operator.controller.queue import WorkQueue
-from machine_operator.controller.reconciler import Outcome, Reconciler
+from machine_operator.controller.journal import Journal
+from machine_operator.controller.observer import Observer
+from machine_operator.controller.queue import Priority, WorkQueue
+from machine_operator.controller.reconciler import Known, Outcome, Reconciler
+from machine_operator.controller.roster import News, Roster
+from machine_operator.controller.sweeper import vanished
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.errors import KubeError
+from machine_operator.kube.events import EventRecorder
 from machine_operator.kube.informer import Key
 from machine_operator.kubevirt.settings import MachineDefaults
+from machine_operator.lifecycle.limits import Limits
+from machine_operator.telemetry.metrics import ControllerMetrics
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Pace"]
 
 log = logging.getLogger(__name__)
 
 _ECHO = 1.0
 """Seconds until a machine is looked at again of which only the controller's own part has changed."""
 
-_PASS_LIMIT = 60.0
-"""Seconds for one pass; its requests have shorter limits of their own."""
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How the engine works.
+
+    Attributes:
+        workers: machines worked on at a time; each worker waits for the network most of the time.
+        pass_limit: seconds for one pass; its requests have shorter limits of their own.
+        resync: seconds after which every machine is looked at again, whether or not anything was heard of it.
+        sweep: seconds between two looks for Machines that vanished unheard.
+    """
+
+    workers: int = 32
+    pass_limit: float = 60.0
+    resync: float = 36_000.0
+    sweep: float = 600.0
 
 
 class Engine:
-    """Runs the reconcilers of all machines. `start` and `stop` are called by the shell."""
+    """Runs the reconcilers of all machines. `start` and `stop` are called by the shell.
+
+    Args:
+        leads: whether it works from the start on; else from `lead(True)` on.
+        on_failure: told when a task ended that never should.
+        now: the wall clock.
+    """
 
     def __init__(
         self,
         client: KubeClient,
         *,
         defaults: MachineDefaults,
-        workers: int = 32,
+        limits: Limits | None = None,
+        pace: Pace | None = None,
+        metrics: ControllerMetrics | None = None,
+        identity: str = "machine-operator",
+        leads: bool = True,
         on_failure: Callable[[], None] = lambda: None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._queue: WorkQueue[Key] = WorkQueue()
-        self._machines: dict[Key, Machine] = {}
-        self.children = Children(client, enqueue=self._queue.add)
-        actor = Actor(
-            client, children=self.children, defaults=defaults, wrote_machine=self.saw_machine
+        self._metrics = metrics or ControllerMetrics(CollectorRegistry())
+        self._pace = pace or Pace()
+        self.machines = Roster()
+        self.queue: WorkQueue[Key] = WorkQueue(
+            lane=lambda key: key.namespace, sink=self._metrics
         )
-        self._reconciler = Reconciler(actor=actor, children=self.children, defaults=defaults)
-        self._workers = workers
+        self.children = Children(client, enqueue=self._child_changed)
+        self.events = EventRecorder(client, component="machine-operator", instance=identity)
+        actor = Actor(client, children=self.children, defaults=defaults, wrote_machine=self._wrote)
+        self._client = client
+        self._reconciler = Reconciler(
+            observer=Observer(client, children=self.children, defaults=defaults),
+            actor=actor,
+            journal=Journal(events=self.events, measures=self._metrics, now=now),
+            limits=limits or Limits(),
+            known=self.machines.of,
+            now=now,
+        )
+        self._leads = asyncio.Event()
+        self.lead(leads)
+        self._measure()
+        self._ours: set[Key] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._on_failure = on_failure
         self.failed = False
@@ -58,16 +114,38 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether machines are being worked on."""
+        """Whether machines can be worked on: by this process, or as soon as it leads."""
         return self.children.synced
+
+    def _measure(self) -> None:
+        self._metrics.workers(self._pace.workers)
+        self._metrics.ask_queue(self.queue.in_progress)
+        self._metrics.ask_machines(
+            phases=self.machines.by_phase, not_ready=self.machines.not_ready
+        )
+
+    # ---- life
+
+    def lead(self, leads: bool) -> None:
+        """Whether this process is the one that works."""
+        if leads:
+            self._leads.set()
+        else:
+            self._leads.clear()
 
     async def start(self) -> None:
         """Start informers and workers."""
-        self._tasks.append(asyncio.create_task(self.children.run(), name="informers"))
-        for number in range(self._workers):
-            self._tasks.append(asyncio.create_task(self._work(), name=f"worker {number}"))
-        for task in self._tasks:
-            task.add_done_callback(self._ended)
+        self._begin(self.children.run(), "informers")
+        self._begin(self.events.run(), "events")
+        self._begin(self._when_synced(), "resync")
+        self._begin(self._sweep(), "sweeper")
+        for number in range(self._pace.workers):
+            self._begin(self._work(), f"worker {number}")
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -82,85 +160,126 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
 
-    def saw_machine(self, obj: dict[str, Any]) -> None:
-        """A Machine as the API server has it, from the watch or as the answer to a write."""
+    # ---- intake
+
+    def saw_machine(self, obj: dict[str, Any], *, listed: bool = False) -> None:
+        """A Machine as the watch has it. `listed` ones were there before; they wait for those that changed."""
         key = Key(obj["metadata"]["namespace"], obj["metadata"]["name"])
-        try:
-            machine = read_machine(obj)
-        except MachineError as error:
-            # It passed an older CRD; only its owner can mend it.
-            log.error("%s", error)
-            return
-        if machine.metadata.deletionTimestamp is not None and not machine.metadata.finalizers:
-            # The answer to our last write, which the event can have overtaken.
-            self.lost_machine(obj)
-            return
-        known = self._machines.get(key)
-        if known is not None and not _newer(machine, known):
-            return
-        self._machines[key] = machine
-        if known is not None and _asked(machine) == _asked(known):
-            # Mostly our own status coming back; somebody's meddling with it can wait a moment.
-            self._queue.add_calmly(key, _ECHO)
-        else:
-            self._queue.add(key)
+        match self.machines.learn(obj):
+            case News.ASKED:
+                if not self._may_work(key):
+                    return  # looked at once the caches are complete
+                self.queue.add(key, priority=Priority.RESYNC if listed else Priority.USER)
+            case News.STATUS:
+                self.queue.add_calmly(key, _ECHO)
+            case News.GONE:
+                self.lost_machine(obj)
+            case News.NOTHING:
+                pass
+
+    def _may_work(self, key: Key) -> bool:
+        """Before the caches are complete, "is not there" means nothing, except for a Machine without our finalizer:
+        it has no children yet, since the finalizer comes first. So new work never waits for a restart's caches.
+        """
+        if self.children.synced or key in self._ours:
+            return True
+        known = self.machines.get(key)
+        if known is None or FINALIZER in known.machine.metadata.finalizers:
+            return False
+        self._ours.add(key)
+        return True
+
+    def _wrote(self, obj: dict[str, Any]) -> None:
+        """The answer to a write of our own: nothing new, unless somebody else wrote at the same time."""
+        match self.machines.learn(obj):
+            case News.ASKED:
+                key = Key(obj["metadata"]["namespace"], obj["metadata"]["name"])
+                self.queue.add(key, priority=Priority.USER)
+            case News.GONE:
+                self.lost_machine(obj)
+            case _:
+                pass
 
     def lost_machine(self, obj: dict[str, Any]) -> None:
         """A Machine is gone."""
-        key = Key(obj["metadata"]["namespace"], obj["metadata"]["name"])
-        known = self._machines.get(key)
-        if known is not None and known.metadata.uid == obj["metadata"]["uid"]:
-            del self._machines[key]
-            self._queue.forget(key)
+        meta = obj["metadata"]
+        self._lose(Key(meta["namespace"], meta["name"]), uid=meta["uid"])
+
+    def _lose(self, key: Key, *, uid: str) -> None:
+        machine = self.machines.drop(key, uid=uid)
+        if machine is not None:
+            self.queue.drop(key)
+            self.children.forget(machine)
+            self._reconciler.forget(machine)
+            self._ours.discard(key)
+
+    def _child_changed(self, key: Key) -> None:
+        if self._may_work(key):
+            self.queue.add(key, priority=Priority.NORMAL)
+
+    # ---- everything again
+
+    async def _when_synced(self) -> None:
+        await self.children.wait_synced()
+        self._ours.clear()
+        while True:
+            for key in self.machines:
+                self.queue.add(key, priority=Priority.RESYNC)
+            await asyncio.sleep(self._pace.resync * random.uniform(0.9, 1.1))
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self._pace.sweep * random.uniform(0.9, 1.1))
+            try:
+                gone = await vanished(self._client, self.machines)
+            except KubeError as error:
+                log.info("vanished Machines could not be looked for: %s", error)
+                continue
+            for key, uid in gone:
+                log.info("machine %s vanished unheard", key)
+                self._lose(key, uid=uid)
+
+    # ---- work
 
     async def _work(self) -> None:
-        await self.children.wait_synced()
         while True:
-            key = await self._queue.get()
+            await self._leads.wait()
+            key = await self.queue.get()
             try:
                 outcome = await self._pass(key)
             finally:
-                self._queue.done(key)
+                self.queue.done(key)
             if outcome.retry:
-                self._queue.retry(key, at_least=outcome.at_least)
+                self.queue.retry(key, at_least=outcome.at_least)
                 continue
-            self._queue.forget(key)
+            self.queue.forget(key)
             if outcome.requeue_after is not None:
-                self._queue.add_after(key, outcome.requeue_after)
+                self.queue.add_after(key, outcome.requeue_after)
 
     async def _pass(self, key: Key) -> Outcome:
-        machine = self._machines.get(key)
-        if machine is None:
+        known = self.machines.get(key)
+        if known is None:
             return Outcome()
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        outcome = await self._guarded(key, known)
+        self._metrics.reconciled(result=outcome.result, seconds=loop.time() - begun)
+        return outcome
+
+    async def _guarded(self, key: Key, known: Known) -> Outcome:
+        """One machine that trips over a bug must not take the others' worker with it."""
+        limit = self._pace.pass_limit
         try:
-            async with asyncio.timeout(_PASS_LIMIT):
-                outcome = await self._reconciler.reconcile(machine)
-            known = self._machines.get(key)
-            if outcome.gone and known is not None and known.metadata.uid == machine.metadata.uid:
-                del self._machines[key]  # and not a successor of that name, seen meanwhile
+            async with asyncio.timeout(limit):
+                outcome = await self._reconciler.reconcile(known)
+            if outcome.gone:
+                self._lose(key, uid=known.machine.metadata.uid)
             return outcome
         except TimeoutError:
-            log.error("machine %s: a pass took longer than %.0f s", key, _PASS_LIMIT)
+            log.error("machine %s: a pass took longer than %.0f s", key, limit)
         except KubeError as error:
             log.warning("machine %s: %s", key, error)
             return Outcome(retry=True, at_least=error.retry_after or 0.0)
         except Exception:
-            # One machine that trips over a bug must not take the others' worker with it.
             log.exception("machine %s: an error that is ours", key)
         return Outcome(retry=True)
-
-
-def _newer(new: Machine, known: Machine) -> bool:
-    # Versions grow over all objects of a kind: a late word of a Machine is older than its successor.
-    return int(new.metadata.resourceVersion) > int(known.metadata.resourceVersion)
-
-
-def _asked(machine: Machine) -> tuple[Any, ...]:
-    """What people and gateways say about a machine, apart from what the controller reports."""
-    meta, status = machine.metadata, machine.status
-    return (
-        meta.model_copy(update={"resourceVersion": ""}),
-        machine.spec,
-        status.power_request,
-        status.activity,
-    )

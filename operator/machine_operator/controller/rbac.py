@@ -26,13 +26,18 @@ def operator_rules() -> list[Object]:
             ["virtualmachines"],
             ["get", "list", "watch", "create", "patch", "delete"],
         ),
-        _rule("kubevirt.io", ["virtualmachineinstances"], ["get", "list", "watch"]),
+        # Only to take back a start that KubeVirt has planned.
+        _rule("kubevirt.io", ["virtualmachines/status"], ["patch"]),
+        # Deleted only where its VM was deleted from above it.
+        _rule("kubevirt.io", ["virtualmachineinstances"], ["get", "list", "watch", "delete"]),
         _rule(
             "",
             ["persistentvolumeclaims", "secrets"],
             ["get", "list", "watch", "create", "patch", "delete"],
         ),
-        _rule("", ["events"], ["create", "patch"]),
+        # Listed for one claim at a time: a provisioner tells nowhere else why there is no volume.
+        _rule("", ["events"], ["list", "create", "patch"]),
+        _rule("", ["nodes"], ["get", "list", "watch"]),
         _rule("coordination.k8s.io", ["leases"], ["get", "create", "patch", "update"]),
     ]
 

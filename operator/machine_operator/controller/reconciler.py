@@ -1,41 +1,58 @@
-"""One pass over one machine: observe (caches only) -> decide (pure) -> act -> report."""
+"""One pass over one machine: observe -> decide (pure) -> act -> report.
+
+After its own writes a pass observes again before it reports: the answers are in the caches by then, so the status
+says what is, and nothing is decided from what was. A status that differs only in details is written a moment later
+or with the next real change, whichever comes first: on its way up a machine changes in a dozen details.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
-from machine_operator.api.machine import Machine
-from machine_operator.api.phases import Reason
+from machine_operator.api.conditions import ConditionType
+from machine_operator.api.machine import Machine, MachineStatus
 from machine_operator.controller.actor import Actor
-from machine_operator.controller.children import Children
-from machine_operator.kube.errors import (
-    ApiError,
-    Conflict,
-    Forbidden,
-    Invalid,
-    KubeError,
-    NotFound,
-)
-from machine_operator.kubevirt.home import home_digest
-from machine_operator.kubevirt.seed import seed_digest
-from machine_operator.kubevirt.settings import MachineDefaults
-from machine_operator.kubevirt.vm import vm_digest
+from machine_operator.controller.journal import Journal
+from machine_operator.controller.observer import Observer
+from machine_operator.controller.troubles import trouble_of
+from machine_operator.kube.errors import ApiError, Conflict, KubeError, NotFound
 from machine_operator.lifecycle import actions as do
-from machine_operator.lifecycle.decision import decide
+from machine_operator.lifecycle.decision import Decision, decide
 from machine_operator.lifecycle.goal import goal_of
-from machine_operator.lifecycle.observation import Observation, Trouble, Wanted
+from machine_operator.lifecycle.limits import Limits
+from machine_operator.lifecycle.observation import Observation
+from machine_operator.lifecycle.situation import Situation
 from machine_operator.lifecycle.status import with_trouble
-from machine_operator.lifecycle.table import Situation
 
-__all__ = ["Outcome", "Reconciler"]
+__all__ = ["Known", "Outcome", "Reconciler"]
 
 log = logging.getLogger(__name__)
 
 _SOON = 0.5
 """Seconds until the next look after a conflict."""
+
+_DETAILS = 3.0
+"""Seconds for which a change of details may wait for company."""
+
+_ROUNDS = 4
+"""Times that a pass acts. More rounds than that would mean that its writes change nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A Machine as it was last told.
+
+    Attributes:
+        fault: what is wrong with its spec, which is then a stand-in.
+    """
+
+    machine: Machine
+    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,83 +71,186 @@ class Outcome:
     gone: bool = False
     at_least: float = 0.0
 
+    @property
+    def result(self) -> Literal["success", "requeue_after", "error"]:
+        """In the words of controller-runtime's metrics."""
+        if self.retry:
+            return "error"
+        return "success" if self.requeue_after is None else "requeue_after"
+
 
 class Reconciler:
-    """Brings machines to where they should be, one pass at a time."""
+    """Brings machines to where they should be, one pass at a time.
+
+    Args:
+        known: the newest word about the Machine of this one's name; None where it is gone.
+    """
 
     def __init__(
         self,
         *,
+        observer: Observer,
         actor: Actor,
-        children: Children,
-        defaults: MachineDefaults,
+        journal: Journal,
+        limits: Limits,
+        known: Callable[[Machine], Known | None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        self._observer = observer
         self._actor = actor
-        self._children = children
-        self._defaults = defaults
+        self._journal = journal
+        self._limits = limits
+        self._known = known
         self._now = now
+        self._details_due: dict[str, float] = {}
 
-    async def reconcile(self, machine: Machine) -> Outcome:
+    async def reconcile(self, known: Known) -> Outcome:
         """One pass.
 
         Raises:
             KubeError: the API server did not let us work; the pass is to be repeated.
         """
-        seen = self._observe(machine)
-        decision = decide(seen, now=self._now())
-        refused: tuple[do.Action, ApiError] | None = None
-        for action in decision.actions:
-            try:
-                await self._actor.perform(machine, action)
-            except ApiError as error:
-                refused = refused or (action, error)
-                if _others_need(action, seen):
-                    break
-        if refused is not None:
-            return await self._failed(seen, *refused)
-        status = decision.status
+        done: tuple[do.Action, ...] = ()
+        for _ in range(_ROUNDS):
+            seen, decision = await self._decide(known)
+            if not decision.actions or decision.actions == done:
+                break
+            done = decision.actions
+            refused = await self._act(seen, done)
+            again = self._known(known.machine)
+            if again is None:
+                return Outcome()
+            known = again
+            if refused is not None:
+                return await self._failed(known, *refused)
         try:
-            if status is not None and await self._actor.report(machine, status):
-                _log_change(machine, str(status.phase), status.reason)
+            return await self._report(known.machine, decision)
         except NotFound:
             return Outcome(gone=True)
-        return Outcome(requeue_after=decision.requeue_after)
 
-    def _observe(self, machine: Machine) -> Observation:
-        children = self._children
-        return Observation(
-            machine=machine,
-            wanted=Wanted(
-                virtual_machine=vm_digest(machine, self._defaults),
-                home=home_digest(machine),
-                seed=seed_digest(machine, self._defaults),
-            ),
-            virtual_machine=children.vm(machine),
-            instance=children.instance(machine),
-            home=children.home(machine),
-            seed=children.seed(machine),
-        )
+    def forget(self, machine: Machine) -> None:
+        """The machine is gone."""
+        self._details_due.pop(machine.metadata.uid, None)
+        self._observer.forget(machine)
 
-    async def _failed(self, seen: Observation, action: do.Action, error: ApiError) -> Outcome:
-        trouble = _trouble(action, error)
+    async def _decide(self, known: Known) -> tuple[Observation, Decision]:
+        seen = self._observer.observe(known.machine, fault=known.fault)
+        decision = decide(seen, now=self._now(), limits=self._limits)
+        while decision.questions:
+            # Each answer is in `seen.answered`, so the questions end.
+            seen = await self._observer.answer(seen, decision.questions)
+            decision = decide(seen, now=self._now(), limits=self._limits)
+        return seen, decision
+
+    # ---- act
+
+    async def _act(
+        self, seen: Observation, actions: tuple[do.Action, ...]
+    ) -> tuple[do.Action, ApiError] | None:
+        """Do it all, side by side what does not need each other; the first refusal, if there was one."""
+        refused: tuple[do.Action, ApiError] | None = None
+        for batch in _batches(actions):
+            errors = await asyncio.gather(
+                *(self._perform(seen, action) for action in batch), return_exceptions=True
+            )
+            for action, error in zip(batch, errors, strict=True):
+                if isinstance(error, ApiError):
+                    refused = refused or (action, error)
+                elif error is not None:
+                    raise error
+            if refused is not None and _others_need(refused[0], seen):
+                break
+        return refused
+
+    async def _perform(self, seen: Observation, action: do.Action) -> None:
+        # What an earlier action of this pass wrote counts: the finalizer moves the resourceVersion on.
+        known = self._known(seen.machine)
+        machine = known.machine if known is not None else seen.machine
+        await self._actor.perform(machine, action)
+        if isinstance(action, do.RequestPower):
+            self._journal.requested(machine, action.request)
+
+    async def _failed(self, known: Known, action: do.Action, error: ApiError) -> Outcome:
+        machine, trouble = known.machine, trouble_of(action, error)
+        name = f"machine {machine.metadata.namespace}/{machine.metadata.name}"
         if isinstance(error, Conflict):
             # Normal, not an error: somebody was faster. What they wrote is on its way into the caches.
-            log.debug("%s: %s; looking again", _name(seen.machine), error)
+            log.debug("%s: %s; looking again", name, error)
             return Outcome(requeue_after=_SOON)
         if trouble is None:
             # The server has a hiccup: nothing that people need to see.
-            log.info("%s: %s; looking again", _name(seen.machine), error)
+            log.info("%s: %s; looking again", name, error)
             return Outcome(retry=True, at_least=error.retry_after or 0.0)
-        log.warning("%s: %s: %s", _name(seen.machine), trouble.reason, error)
-        situation = Situation(seen, goal_of(seen.machine))
+        seen = self._observer.observe(machine, fault=known.fault)
+        now = self._now()
+        at = Situation(seen, goal_of(machine, now=now), now, self._limits)
         try:
-            await self._actor.report(
-                seen.machine, with_trouble(situation, trouble, now=self._now())
-            )
+            await self._write(machine, with_trouble(at, trouble))
         except KubeError as second:
-            log.warning("%s: the status could not be written: %s", _name(seen.machine), second)
+            log.warning("%s: the status could not be written: %s", name, second)
         return Outcome(retry=True, at_least=error.retry_after or 0.0)
+
+    # ---- report
+
+    async def _report(self, machine: Machine, decision: Decision) -> Outcome:
+        status, later = decision.status, decision.requeue_after
+        if status is None:
+            return Outcome(requeue_after=later)
+        wait = self._details_wait(machine, status)
+        if wait > 0:
+            return Outcome(requeue_after=min(wait, later) if later is not None else wait)
+        await self._write(machine, status)
+        return Outcome(requeue_after=later)
+
+    async def _write(self, machine: Machine, status: MachineStatus) -> None:
+        self._details_due.pop(machine.metadata.uid, None)
+        if await self._actor.report(machine, status):
+            self._journal.reported(machine, status)
+
+    def _details_wait(self, machine: Machine, status: MachineStatus) -> float:
+        """Seconds for which the report can wait; 0 where it cannot."""
+        if not self._actor.differs(machine, status):
+            return 0.0
+        if _gist(machine.status) != _gist(status):
+            return 0.0
+        now = asyncio.get_running_loop().time()
+        return self._details_due.setdefault(machine.metadata.uid, now + _DETAILS) - now
+
+
+def _gist(status: MachineStatus) -> tuple[object, ...]:
+    """What people and programs wait for; the rest are details."""
+    return (
+        status.phase,
+        status.reason,
+        status.last_error,
+        status.observedGeneration,
+        status.desired_power,
+        status.backoff,
+        [(c.status, c.reason) for c in status.conditions if c.type in _TELLING],
+        len(status.conditions),
+    )
+
+
+_TELLING = frozenset(
+    {
+        ConditionType.READY,
+        ConditionType.STALLED,
+        ConditionType.RECONCILING,
+        ConditionType.RESTART_PENDING,
+    }
+)
+
+
+def _batches(actions: tuple[do.Action, ...]) -> list[list[do.Action]]:
+    """The same actions in the same order; disk and seed, which do not need each other, side by side."""
+    batches: list[list[do.Action]] = []
+    for action in actions:
+        beside = batches and isinstance(batches[-1][-1], do.ApplyHome)
+        if beside and isinstance(action, do.ApplySeed):
+            batches[-1].append(action)
+        else:
+            batches.append([action])
+    return batches
 
 
 def _others_need(action: do.Action, seen: Observation) -> bool:
@@ -139,40 +259,11 @@ def _others_need(action: do.Action, seen: Observation) -> bool:
     A disk that cannot grow, on the other hand, must not keep a machine from going to sleep.
     """
     match action:
+        case do.AddFinalizer() | do.RequestPower():
+            return True
         case do.ApplyHome():
-            return seen.home is None
+            return seen.home is None or seen.home.machine_uid != seen.machine.metadata.uid
         case do.ApplySeed():
             return seen.seed is None
         case _:
             return False
-
-
-def _trouble(action: do.Action, error: ApiError) -> Trouble | None:
-    """What a failed write means for the machine; None for what passes by itself."""
-    match error:
-        case Conflict() | NotFound():
-            return None
-        case Forbidden() if "being terminated" in error.message:
-            return None  # the namespace goes, and this Machine with it
-        case Forbidden() if "quota" in error.message:
-            return Trouble(Reason.QUOTA_EXCEEDED, error.message)
-        case Forbidden() | Invalid() if isinstance(action, do.ApplyHome):
-            resize = "resize" in error.message
-            reason = Reason.STORAGE_NOT_RESIZABLE if resize else Reason.STORAGE_NOT_AVAILABLE
-            return Trouble(reason, error.message)
-        case Forbidden() | Invalid() if isinstance(action, do.ApplyVirtualMachine):
-            return Trouble(Reason.VIRTUAL_MACHINE_REFUSED, error.message)
-        case Forbidden() | Invalid():
-            return Trouble(Reason.INTERNAL_ERROR, str(error))
-        case _:
-            return None
-
-
-def _log_change(machine: Machine, phase: str, reason: str | None) -> None:
-    before = machine.status
-    if (str(before.phase), before.reason) != (phase, reason):
-        log.info("%s: %s -> %s (%s)", _name(machine), before.phase or "new", phase, reason)
-
-
-def _name(machine: Machine) -> str:
-    return f"machine {machine.metadata.namespace}/{machine.metadata.name}"

@@ -8,24 +8,18 @@ even though no handler needs them.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+import aiohttp
 import kopf
 from typing_extensions import override
 
 from machine_operator.api.names import GROUP, PLURAL, VERSION
 from machine_operator.controller.engine import Engine
-from machine_operator.controller.settings import ControllerSettings
-from machine_operator.kube.client import KubeClient
-from machine_operator.kube.connection import connect
-from machine_operator.telemetry.health import HealthServer
 
-__all__ = ["run", "run_controller"]
-
-log = logging.getLogger(__name__)
+__all__ = ["run_shell"]
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):
@@ -78,56 +72,52 @@ class _Backoffs:
             pause = min(pause * 2, 30.0)
 
 
-async def run_controller(settings: ControllerSettings) -> None:
-    """Run the operator until SIGTERM or SIGINT."""
-    connection = await connect(settings.kubeconfig)
-    async with KubeClient(connection) as client:
-        stop = asyncio.Event()
-        engine = Engine(
-            client, on_failure=stop.set, defaults=settings.machines, workers=settings.workers
-        )
-        health = HealthServer(settings.metrics_address, ready=lambda: engine.ready)
-        async with health:
-            # Crash-only: whoever runs us (kubelet, the local supervisor) starts us again.
-            await kopf.operator(
-                registry=_registry(client, engine, stop=stop),
-                settings=_settings(),
-                clusterwide=True,
-                standalone=True,
-                stop_flag=stop,
-            )
-        if engine.failed:
-            raise SystemExit("the controller cannot go on; the log says why")
+async def run_shell(
+    engine: Engine,
+    *,
+    server: str,
+    new_session: Callable[[], aiohttp.ClientSession],
+    before_start: Callable[[], None],
+    at_end: Callable[[], Awaitable[None]],
+    stop: asyncio.Event,
+) -> None:
+    """Run kopf around the engine until SIGTERM, SIGINT or `stop`.
 
-
-def _registry(client: KubeClient, engine: Engine, *, stop: asyncio.Event) -> kopf.OperatorRegistry:
+    `new_session` makes one with our identity, at `server`; kopf closes the one that it is given. `before_start` is
+    called when the engine is about to start, `at_end` after it has stopped.
+    """
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.AiohttpSession:
-        # kopf closes the session that it is given, so it gets one of its own.
-        return kopf.AiohttpSession(
-            server=client.connection.server, aiohttp_session=client.new_session()
-        )
+        return kopf.AiohttpSession(server=server, aiohttp_session=new_session())
 
     @kopf.on.startup(registry=registry)
     async def startup(**_: Any) -> None:
+        before_start()
         await engine.start()
 
     @kopf.on.cleanup(registry=registry)
     async def cleanup(**_: Any) -> None:
         await engine.stop()
+        await at_end()
         # kopf leaves its own task waiting for the flag, and then waits five seconds for that task.
         stop.set()
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def machine_event(event: Any, **_: Any) -> None:
         if event["type"] == "DELETED":
-            engine.lost_machine(dict(event["object"]))
+            engine.lost_machine(event["object"])
         else:
-            engine.saw_machine(dict(event["object"]))
+            engine.saw_machine(event["object"], listed=event["type"] is None)
 
-    return registry
+    await kopf.operator(
+        registry=registry,
+        settings=_settings(),
+        clusterwide=True,
+        standalone=True,
+        stop_flag=stop,
+    )
 
 
 def _settings() -> kopf.OperatorSettings:
@@ -141,10 +131,3 @@ def _settings() -> kopf.OperatorSettings:
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
     return settings
-
-
-def run(settings: ControllerSettings) -> None:
-    """The operator's process."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("kopf").setLevel(logging.WARNING)
-    asyncio.run(run_controller(settings))

@@ -2,24 +2,32 @@
 
 Kubeconfig files (contexts, exec plugins, OIDC) and the in-cluster service account are read by the official
 `kubernetes` package; what it finds is kept here as a small immutable value. A token that lives in a file is read
-again each minute, since kubelet rotates projected tokens.
+again each minute, since kubelet rotates projected tokens. One that an exec plugin or an OIDC provider gave is used
+until the server refuses it; then `renew` asks for another one.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from machine_operator.kube.errors import ConfigurationError
 
 __all__ = ["Connection", "connect"]
 
+log = logging.getLogger(__name__)
+
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TOKEN_LIFE = 60.0
+_RENEWAL_LIMIT = 30.0
+"""Seconds that a request waits for an exec plugin or an OIDC provider."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +39,15 @@ class Connection:
         tls: client context (CA, and the client certificate where there is one); None for plain http.
         token: returns the bearer token to use now, or None where the certificate is the identity.
         namespace: the namespace of the context.
+        renew: gets a new token where there may be one, so that `token` returns it from then on; never raises.
+            None where there is no other token to be had.
     """
 
     server: str
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     token: Callable[[], str | None] = field(default=lambda: None, repr=False)
     namespace: str = "default"
+    renew: Callable[[], Awaitable[None]] | None = field(default=None, repr=False)
 
     @classmethod
     def from_certificate(cls, server: str, *, ca: Path, certificate: Path, key: Path) -> Connection:
@@ -61,6 +72,58 @@ class _TokenFile:
             self._read_at = now
         return self._token
 
+    async def renew(self) -> None:
+        """Have the file read at the next use: it may be newer than a minute."""
+        self._read_at = float("-inf")
+
+
+class _Login:
+    """The bearer token of a kubeconfig's user, from the loader that found it.
+
+    The loader is kept because it has more than the file: a provider may hand out a refresh token that works once.
+    """
+
+    def __init__(self, loader: Any, *, server: str) -> None:
+        self._loader = loader
+        self._server = server
+        self._attempt: asyncio.Task[None] | None = None
+
+    def __call__(self) -> str | None:
+        value = getattr(self._loader, "token", None)
+        return str(value).removeprefix("Bearer ") if value else None
+
+    async def renew(self) -> None:
+        """Run the exec plugin, ask the OIDC provider, or read the token file again.
+
+        One that takes too long goes on without us (a human may be asked), and no second one is started beside it.
+        """
+        if self._attempt is None or self._attempt.done():
+            self._attempt = asyncio.ensure_future(self._log_in())
+        _, waiting = await asyncio.wait({self._attempt}, timeout=_RENEWAL_LIMIT)
+        if waiting:
+            log.warning(
+                "%s does not accept our token; the login has not ended after %.0f s. "
+                "Log in again with the tool that wrote the kubeconfig.",
+                self._server,
+                _RENEWAL_LIMIT,
+            )
+
+    async def _log_in(self) -> None:
+        # The loader would believe the plugin's own expiry, which the server has just contradicted.
+        vars(self._loader).pop("exec_plugin_expiry", None)
+        try:
+            await self._loader._load_authentication()
+        except Exception as error:
+            # Plugins and providers fail in any way; whoever asked still gets the 401.
+            log.warning(
+                "%s does not accept our token, and getting a new one failed: %r. "
+                "Log in again with the tool that wrote the kubeconfig.",
+                self._server,
+                error,
+            )
+        finally:
+            _remove_key_files()
+
 
 def _in_cluster() -> Connection | None:
     host, port = (
@@ -71,10 +134,12 @@ def _in_cluster() -> Connection | None:
         return None
     address = f"[{host}]" if ":" in host else host
     namespace = _SERVICE_ACCOUNT / "namespace"
+    token = _TokenFile(_SERVICE_ACCOUNT / "token")
     return Connection(
         server=f"https://{address}:{port}",
         tls=ssl.create_default_context(cafile=str(_SERVICE_ACCOUNT / "ca.crt")),
-        token=_TokenFile(_SERVICE_ACCOUNT / "token"),
+        token=token,
+        renew=token.renew,
         namespace=namespace.read_text().strip() if namespace.exists() else "default",
     )
 
@@ -112,16 +177,26 @@ async def _from_kubeconfig(kubeconfig: str | None, context: str | None) -> Conne
             "for the local cluster, run: eval $(machine-operator local env)"
         ) from error
     finally:
-        # The package writes embedded keys to files and removes them at exit, which a process that is killed, or
-        # replaced by another program, never comes to. They are in the TLS context by now.
-        config.kube_config._cleanup_temp_files()  # type: ignore[no-untyped-call]
+        _remove_key_files()  # their content is in the TLS context by now
     namespace = loader.current_context["context"].get("namespace") or "default"
+    server = str(found.host).rstrip("/")
+    login = _Login(loader, server=server)
     return Connection(
-        server=str(found.host).rstrip("/"),
+        server=server,
         tls=tls,
-        token=_bearer(found.api_key.get("BearerToken")),
+        token=login,
         namespace=namespace,
+        renew=login.renew if login() is not None else None,
     )
+
+
+def _remove_key_files() -> None:
+    """The package writes embedded keys to files and removes them at exit, which a process that is killed, or
+    replaced by another program, never comes to.
+    """
+    from kubernetes.aio.config import kube_config  # noqa: PLC0415 - see _from_kubeconfig
+
+    kube_config._cleanup_temp_files()  # type: ignore[no-untyped-call]
 
 
 def _tls(found: object) -> ssl.SSLContext:
@@ -133,8 +208,3 @@ def _tls(found: object) -> ssl.SSLContext:
     if certificate:
         tls.load_cert_chain(certificate, key)
     return tls
-
-
-def _bearer(value: str | None) -> Callable[[], str | None]:
-    token = value.removeprefix("Bearer ") if value else None
-    return lambda: token

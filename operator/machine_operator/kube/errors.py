@@ -19,7 +19,10 @@ The class decides: `retryable` tells whether the same request may succeed later 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar
 
 __all__ = [
@@ -37,7 +40,11 @@ __all__ = [
     "Unauthorized",
     "Unreachable",
     "from_status",
+    "seconds_to_wait",
 ]
+
+_LONGEST_WAIT = 300.0
+"""Seconds. A server (or whatever stands before it) that says more than that is not to stop us for longer."""
 
 
 class KubeError(Exception):
@@ -153,9 +160,10 @@ def from_status(
     if kind is Conflict and reason == "AlreadyExists":
         kind = AlreadyExists
     message = str(body.get("message") or f"the server answered {status} without a reason")
-    details = body.get("details") or {}
+    details = body.get("details")
+    details = details if isinstance(details, Mapping) else {}
     if retry_after is None and details.get("retryAfterSeconds"):
-        retry_after = float(details["retryAfterSeconds"])
+        retry_after = seconds_to_wait(str(details["retryAfterSeconds"]))
     return kind(
         message,
         status=status,
@@ -164,3 +172,24 @@ def from_status(
         retry_after=retry_after,
         request=request,
     )
+
+
+def seconds_to_wait(header: str | None, *, now: datetime | None = None) -> float | None:
+    """What a Retry-After header says, in seconds from 0 to 300: a number, or an HTTP date seen from `now`.
+
+    None where there is no header, or nothing in it that can be understood.
+    """
+    text = (header or "").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(text)
+        except ValueError:
+            return None
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        seconds = max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
+    if math.isnan(seconds) or seconds < 0:
+        return None
+    return min(seconds, _LONGEST_WAIT)

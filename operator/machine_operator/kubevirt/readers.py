@@ -7,30 +7,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
-from machine_operator.api.names import UID_LABEL
+from machine_operator.api.names import NAME_LABEL, UID_LABEL
 from machine_operator.api.phases import Reason
-from machine_operator.kubevirt.names import APPLIED_ANNOTATION
+from machine_operator.api.timestamps import parse_timestamp
+from machine_operator.kubevirt.names import APPLIED_ANNOTATION, BOOT_ANNOTATION
 from machine_operator.kubevirt.quantity import parse_quantity
 from machine_operator.lifecycle.observation import (
     ClaimView,
     InstancePhase,
     InstanceView,
+    NodeView,
+    RunStrategy,
     SeedView,
     Trouble,
     VirtualMachineView,
 )
 
-__all__ = ["machine_uid", "read_claim", "read_instance", "read_seed", "read_vm"]
+__all__ = ["machine_uid", "read_claim", "read_instance", "read_node", "read_seed", "read_vm"]
 
 Object = Mapping[str, Any]
 
 _PHASES = {
     "Scheduled": InstancePhase.SCHEDULED,
     "Running": InstancePhase.RUNNING,
-    "Succeeded": InstancePhase.ENDED,
-    "Failed": InstancePhase.ENDED,
+    "Succeeded": InstancePhase.SUCCEEDED,
+    "Failed": InstancePhase.FAILED,
 }
 
 _IMAGE = ("ErrImagePull", "ImagePullBackOff")
@@ -44,13 +48,26 @@ def machine_uid(obj: Object) -> str:
 def read_vm(obj: Object) -> VirtualMachineView:
     """A VirtualMachine."""
     meta, status = obj["metadata"], obj.get("status") or {}
-    printable = status.get("printableStatus", "")
+    printable, told = status.get("printableStatus", ""), obj["spec"].get("runStrategy", "")
+    # The strategy that KubeVirt acted on last; empty until there was a first VMI.
+    acted_on = status.get("runStrategy", "")
+    requests = [request.get("action") for request in status.get("stateChangeRequests") or []]
+    failure = status.get("startFailure") or {}
+    after = failure.get("retryAfterTimestamp")
     return VirtualMachineView(
         name=meta["name"],
         uid=meta["uid"],
         deleting="deletionTimestamp" in meta,
-        run_strategy=obj["spec"].get("runStrategy", ""),
+        run_strategy=told,
         applied=_applied(meta),
+        halting=told == RunStrategy.OFF and acted_on not in ("", RunStrategy.OFF),
+        start_requested="Start" in requests,
+        down=told == acted_on == RunStrategy.ON
+        and "Start" not in requests
+        and not failure
+        and printable == "Stopped",
+        start_failures=int(failure.get("consecutiveFailCount", 0)),
+        retry_at=parse_timestamp(after) if after else None,
         trouble=_vm_trouble(_conditions(status), status, printable),
     )
 
@@ -85,14 +102,14 @@ def read_instance(obj: Object) -> InstanceView:
     return InstanceView(
         uid=meta["uid"],
         phase=phase,
-        deleting="deletionTimestamp" in meta,
+        deleting_since=_moment(meta.get("deletionTimestamp")),
         ready=conditions.get("Ready", {}).get("status") == "True",
-        applied=_applied(meta),
+        started_from=str((meta.get("annotations") or {}).get(BOOT_ANNOTATION, "")),
         node=status.get("nodeName") or None,
         addresses=_addresses(status),
         vcpu=_vcpu(domain),
         memory_mib=_memory_mib(domain),
-        trouble=None if phase is InstancePhase.ENDED else _instance_trouble(conditions),
+        trouble=None if phase.ended else _instance_trouble(conditions),
     )
 
 
@@ -144,6 +161,7 @@ def _memory_mib(domain: Object) -> int | None:
 def read_claim(obj: Object) -> ClaimView:
     """The PersistentVolumeClaim of a home disk."""
     meta, status = obj["metadata"], obj.get("status") or {}
+    labels, owners = meta.get("labels") or {}, meta.get("ownerReferences") or []
     capacity = (status.get("capacity") or {}).get("storage", "0")
     uid = machine_uid(obj)
     return ClaimView(
@@ -153,7 +171,11 @@ def read_claim(obj: Object) -> ClaimView:
         bound=status.get("phase") == "Bound",
         capacity_gib=int(parse_quantity(capacity) / 2**30),
         applied=_applied(meta),
-        owned=any(owner["uid"] == uid for owner in meta.get("ownerReferences") or []),
+        owned=any(owner["uid"] == uid for owner in owners),
+        machine=str(labels.get(NAME_LABEL, "")),
+        machine_uid=uid,
+        created_at=_moment(meta.get("creationTimestamp")),
+        foreign_owner=any(owner.get("controller") and owner["uid"] != uid for owner in owners),
     )
 
 
@@ -169,3 +191,20 @@ def _applied(meta: Object) -> str:
 
 def _conditions(status: Object) -> dict[str, Object]:
     return {condition["type"]: condition for condition in status.get("conditions") or []}
+
+
+def read_node(obj: Object) -> NodeView:
+    """A node. Its message is the kubelet's or, where that is silent, the node controller's."""
+    ready = _conditions(obj.get("status") or {}).get("Ready", {})
+    well = ready.get("status") == "True"
+    text = ready.get("message") or "it has not reported yet"
+    return NodeView(
+        name=obj["metadata"]["name"],
+        ready=well,
+        schedulable=not obj.get("spec", {}).get("unschedulable", False),
+        message="" if well else str(text),
+    )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return parse_timestamp(text) if text else None

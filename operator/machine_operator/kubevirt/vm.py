@@ -14,10 +14,15 @@ from typing import Any
 from machine_operator.api.machine import Machine
 from machine_operator.api.names import API_VERSION, KIND
 from machine_operator.kubevirt.digest import digest
-from machine_operator.kubevirt.names import APPLIED_ANNOTATION, child_labels, child_names
+from machine_operator.kubevirt.names import (
+    APPLIED_ANNOTATION,
+    BOOT_ANNOTATION,
+    child_labels,
+    child_names,
+)
 from machine_operator.kubevirt.settings import MachineDefaults
 
-__all__ = ["HOME_SERIAL", "build_vm", "owner_reference", "vm_digest"]
+__all__ = ["HOME_SERIAL", "build_vm", "owner_reference", "vm_digests"]
 
 Object = dict[str, Any]
 
@@ -37,17 +42,26 @@ def owner_reference(machine: Machine) -> Object:
     }
 
 
-def vm_digest(machine: Machine, defaults: MachineDefaults) -> str:
-    """Fingerprint of everything in the VM but its power state."""
-    return digest(_template(machine, defaults))
+def vm_digests(machine: Machine, defaults: MachineDefaults, *, home: str) -> tuple[str, str]:
+    """Two fingerprints of the VM without its power state. `home` is the name of the home disk's claim.
+
+    The first is of everything; the second of what only a start takes over: all but the guest's memory, which
+    KubeVirt can change live.
+    """
+    template = _template(machine, defaults, home=home)
+    whole = digest(template)
+    del template["spec"]["domain"]["memory"]
+    return whole, digest(template)
 
 
-def build_vm(machine: Machine, defaults: MachineDefaults, *, run_strategy: str) -> Object:
-    """The VM as the operator applies it. `run_strategy` is `Always` or `Halted`."""
-    applied = vm_digest(machine, defaults)
-    template = _template(machine, defaults)
+def build_vm(
+    machine: Machine, defaults: MachineDefaults, *, home: str, run_strategy: str
+) -> Object:
+    """The VM as the operator applies it. `run_strategy` is one of RunStrategy."""
+    applied, boot = vm_digests(machine, defaults, home=home)
+    template = _template(machine, defaults, home=home)
     # On the template it reaches the VMI, which so tells what it was started from.
-    template["metadata"]["annotations"] = {APPLIED_ANNOTATION: applied}
+    template["metadata"]["annotations"] = {BOOT_ANNOTATION: boot}
     meta = machine.metadata
     return {
         "metadata": {
@@ -61,7 +75,7 @@ def build_vm(machine: Machine, defaults: MachineDefaults, *, run_strategy: str) 
     }
 
 
-def _template(machine: Machine, defaults: MachineDefaults) -> Object:
+def _template(machine: Machine, defaults: MachineDefaults, *, home: str) -> Object:
     meta, spec = machine.metadata, machine.spec
     names = child_names(meta.uid)
     return {
@@ -88,7 +102,7 @@ def _template(machine: Machine, defaults: MachineDefaults) -> Object:
                         "imagePullPolicy": "IfNotPresent",
                     },
                 },
-                {"name": "home", "persistentVolumeClaim": {"claimName": names.home}},
+                {"name": "home", "persistentVolumeClaim": {"claimName": home}},
                 {"name": "seed", "cloudInitNoCloud": {"secretRef": {"name": names.seed}}},
             ],
         },

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from machine_operator.api.machine import PowerRequest
+
 __all__ = [
     "Action",
     "AddFinalizer",
@@ -11,10 +13,12 @@ __all__ = [
     "ApplySeed",
     "ApplyVirtualMachine",
     "DeleteHome",
+    "DeleteInstance",
     "DeleteSeed",
     "DeleteVirtualMachine",
     "ReleaseHome",
     "RemoveFinalizer",
+    "RequestPower",
 ]
 
 
@@ -29,8 +33,17 @@ class RemoveFinalizer:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestPower:
+    """Write down a power request; refused where the Machine has changed since (somebody may have touched it)."""
+
+    request: PowerRequest
+
+
+@dataclass(frozen=True, slots=True)
 class ApplyHome:
-    """Create the home disk's claim, or grow it."""
+    """Create the home disk's claim of this name, make it ours, or grow it."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +53,14 @@ class ApplySeed:
 
 @dataclass(frozen=True, slots=True)
 class ApplyVirtualMachine:
-    """Create or change the VM. `run_strategy` is `Always` or `Halted`."""
+    """Create or change the VM. `run_strategy` is one of RunStrategy.
+
+    `drop_start`: first take back the start that KubeVirt has planned: it answers a VM that is off with a start request
+    by switching it on for good.
+    """
 
     run_strategy: str
+    drop_start: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +71,17 @@ class DeleteVirtualMachine:
 
 
 @dataclass(frozen=True, slots=True)
+class DeleteInstance:
+    """Shut down and remove the VMI of this uid, whose VM is gone."""
+
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteHome:
     """Remove the home disk for good."""
 
+    name: str
     uid: str
 
 
@@ -63,6 +89,7 @@ class DeleteHome:
 class ReleaseHome:
     """Keep the home disk: take our owner reference off, or it would be collected with the Machine."""
 
+    name: str
     uid: str
 
 
@@ -76,10 +103,12 @@ class DeleteSeed:
 Action = (
     AddFinalizer
     | RemoveFinalizer
+    | RequestPower
     | ApplyHome
     | ApplySeed
     | ApplyVirtualMachine
     | DeleteVirtualMachine
+    | DeleteInstance
     | DeleteHome
     | ReleaseHome
     | DeleteSeed

@@ -10,49 +10,51 @@ from machine_operator.api.conditions import (
     ConditionType,
     set_conditions,
 )
-from machine_operator.api.machine import DesiredPower, MachineStatus, Sizes, VirtualMachineRef
+from machine_operator.api.machine import (
+    Backoff,
+    DesiredPower,
+    MachineStatus,
+    Sizes,
+    VirtualMachineRef,
+)
+from machine_operator.api.names import PAUSED_ANNOTATION
 from machine_operator.api.phases import REASONS, SETTLED, DesiredState, Phase, Reason
 from machine_operator.api.timestamps import format_timestamp
+from machine_operator.lifecycle.autosleep import sleeps_at
+from machine_operator.lifecycle.backoff import backoff_of
 from machine_operator.lifecycle.observation import InstancePhase, Trouble
-from machine_operator.lifecycle.table import Situation, row_of
+from machine_operator.lifecycle.situation import Situation
+from machine_operator.lifecycle.table import row_of
+from machine_operator.lifecycle.words import explain
 
 __all__ = ["status_of", "with_trouble"]
 
 _TRANSITIONAL = frozenset(set(Phase) - SETTLED - {Phase.FAILED})
 
 
-def status_of(at: Situation, *, now: datetime) -> MachineStatus:
+def status_of(at: Situation) -> MachineStatus:
     """What the controller reports about this situation."""
     row = row_of(at)
     reason = row.reason or (at.trouble.reason if at.trouble else Reason.UNKNOWN)
-    error = _error(at, reason)
-    return _status(at, phase=row.phase, reason=reason, error=error, now=now)
+    backoff = backoff_of(at)
+    error = explain(at, reason, backoff)
+    return _status(at, phase=row.phase, reason=reason, error=error, backoff=backoff)
 
 
-def with_trouble(at: Situation, trouble: Trouble, *, now: datetime) -> MachineStatus:
+def with_trouble(at: Situation, trouble: Trouble) -> MachineStatus:
     """The same, after an action failed: the phase stays what is seen, and the failure is the reason."""
-    phase = row_of(at).phase
-    return _status(at, phase=phase, reason=trouble.reason, error=trouble.message, now=now)
-
-
-def _error(at: Situation, reason: Reason) -> str | None:
-    """The root cause in words, for a reason that is somebody's trouble."""
-    if not REASONS[reason].is_trouble:
-        return None
-    if at.trouble is not None and at.trouble.reason is reason:
-        return at.trouble.message
-    facts = REASONS[reason]
-    return f"{facts.meaning} {facts.unblocks}"
+    phase, backoff = row_of(at).phase, backoff_of(at)
+    return _status(at, phase=phase, reason=trouble.reason, error=trouble.message, backoff=backoff)
 
 
 def _status(
-    at: Situation, *, phase: Phase, reason: Reason, error: str | None, now: datetime
+    at: Situation, *, phase: Phase, reason: Reason, error: str | None, backoff: Backoff | None
 ) -> MachineStatus:
-    machine, before = at.seen.machine, at.seen.machine.status
+    machine, before, now = at.seen.machine, at.seen.machine.status, at.now
     moved = before.phase is not phase
     transitions = (before.transitions or 0) + (1 if moved else 0)
     request = before.power_request
-    conditions = _conditions(at, phase=phase, reason=reason, error=error, now=now)
+    conditions = _conditions(at, phase=phase, reason=reason, error=error)
     progressed = moved or before.reason != reason or _flips(before.conditions, conditions)
     woke = before.phase is Phase.SLEEPING and at.goal.state is DesiredState.RUNNING and moved
     instance = at.seen.instance
@@ -70,12 +72,23 @@ def _status(
         observedGeneration=machine.metadata.generation,
         conditions=conditions,
         desired_power=DesiredPower(state=at.goal.state, why=at.goal.why),
+        next_sleep_at=_next_sleep(at, phase=phase, since=now if moved else None),
         wake_count=(before.wake_count or 0) + (1 if woke else 0),
         effective=_effective(at),
         vm=_reference(at),
         node=instance.node if instance else None,
         addresses=instance.addresses if instance else (),
+        backoff=backoff,
     )
+
+
+def _next_sleep(at: Situation, *, phase: Phase, since: datetime | None) -> datetime | None:
+    """When autosleep is due; `since` is when it came up, if that is now."""
+    awake_since = since or at.seen.machine.status.last_transition_at
+    up = phase is Phase.RUNNING and at.goal.state is DesiredState.RUNNING
+    if not up or awake_since is None or at.seen.fault is not None:
+        return None
+    return sleeps_at(at.seen.machine, awake_since=awake_since, limits=at.limits)
 
 
 def _flips(before: tuple[Condition, ...], after: tuple[Condition, ...]) -> bool:
@@ -101,7 +114,9 @@ def _reference(at: Situation) -> VirtualMachineRef | None:
 
 def _effective(at: Situation) -> Sizes | None:
     instance, home = at.seen.instance, at.seen.home
-    if instance is None or instance.vcpu is None or instance.memory_mib is None or home is None:
+    if instance is None or instance.vcpu is None or instance.memory_mib is None:
+        return None
+    if home is None or not home.bound:
         return None
     return Sizes(vcpu=instance.vcpu, memory_mib=instance.memory_mib, storage_gib=home.capacity_gib)
 
@@ -110,11 +125,11 @@ def _effective(at: Situation) -> Sizes | None:
 
 
 def _conditions(
-    at: Situation, *, phase: Phase, reason: Reason, error: str | None, now: datetime
+    at: Situation, *, phase: Phase, reason: Reason, error: str | None
 ) -> tuple[Condition, ...]:
     wanted = [
         _ready(at, phase, reason, error),
-        _reconciling(phase, reason),
+        _reconciling(at, phase, reason),
         _stalled(reason, error),
         _awake(at),
         _scheduled(at),
@@ -127,7 +142,7 @@ def _conditions(
         {"type": c.type, "status": c.status, "lastTransitionTime": c.lastTransitionTime}
         for c in at.seen.machine.status.conditions
     ]
-    stamped = set_conditions(previous, wanted, now=format_timestamp(now.replace(microsecond=0)))
+    stamped = set_conditions(previous, wanted, now=format_timestamp(at.now.replace(microsecond=0)))
     return tuple(Condition(**{**item, "observedGeneration": generation}) for item in stamped)
 
 
@@ -151,7 +166,11 @@ def _ready(at: Situation, phase: Phase, reason: Reason, error: str | None) -> Co
     return _condition(ConditionType.READY, "False", reason, error or REASONS[reason].meaning)
 
 
-def _reconciling(phase: Phase, reason: Reason) -> Condition:
+def _reconciling(at: Situation, phase: Phase, reason: Reason) -> Condition:
+    if at.seen.machine.metadata.annotations.get(PAUSED_ANNOTATION) == "true":
+        paused = REASONS[Reason.PAUSED]
+        message = f"{paused.meaning} {paused.unblocks}"
+        return _condition(ConditionType.RECONCILING, "False", Reason.PAUSED, message)
     moving = phase in _TRANSITIONAL and not REASONS[reason].is_trouble
     status: ConditionStatus = "True" if moving else "False"
     return _condition(ConditionType.RECONCILING, status, reason, REASONS[reason].meaning)
@@ -203,7 +222,7 @@ def _storage(at: Situation) -> Condition:
         message = (
             "The home disk is not there yet."
             if home is None
-            else "The home disk waits for a volume."
+            else at.seen.unbound_because or "The home disk waits for a volume."
         )
         return _condition(kind, "False", Reason.STORAGE_PENDING, message)
     if home.capacity_gib < size:
@@ -216,7 +235,7 @@ def _storage(at: Situation) -> Condition:
 
 def _reachable(at: Situation) -> Condition:
     kind, instance = ConditionType.GUEST_REACHABLE, at.seen.instance
-    if instance is None or instance.phase is InstancePhase.ENDED:
+    if instance is None or instance.phase.ended:
         return _condition(kind, "False", Reason.ASLEEP, "The machine is off.")
     if instance.ready:
         return _condition(kind, "True", Reason.GUEST_ANSWERS, "The guest's SSH port answers.")
@@ -226,13 +245,18 @@ def _reachable(at: Situation) -> Condition:
 
 
 def _restart(at: Situation) -> Condition:
-    kind, instance = ConditionType.RESTART_PENDING, at.seen.instance
-    if (
-        instance is not None
-        and instance.phase is InstancePhase.RUNNING
-        and instance.applied != at.seen.wanted.virtual_machine
-    ):
-        return _condition(
-            kind, "True", Reason.SIZES_DIFFER, "A change of the spec waits for the next start."
-        )
-    return _condition(kind, "False", Reason.SIZES_APPLIED, "No change waits for a restart.")
+    kind, instance, spec = ConditionType.RESTART_PENDING, at.seen.instance, at.seen.machine.spec
+    if instance is None or instance.phase is not InstancePhase.RUNNING or at.seen.fault is not None:
+        return _condition(kind, "False", Reason.SIZES_APPLIED, "No change waits for a restart.")
+    waits = []
+    if instance.vcpu is not None and instance.vcpu != spec.vcpu:
+        waits.append(f"{spec.vcpu:g} vCPU instead of {instance.vcpu:g}")
+    if instance.memory_mib is not None and instance.memory_mib != spec.memory_mib:
+        waits.append(f"{spec.memory_mib} MiB of memory instead of {instance.memory_mib}")
+    if instance.started_from != at.seen.wanted.boot and not waits:
+        waits.append("a change of the image or of the VM's settings")
+    if not waits:
+        return _condition(kind, "False", Reason.SIZES_APPLIED, "No change waits for a restart.")
+    return _condition(
+        kind, "True", Reason.SIZES_DIFFER, f"Wait for the next start: {', '.join(waits)}."
+    )

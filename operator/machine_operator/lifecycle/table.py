@@ -8,65 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from machine_operator.api.phases import DesiredState, Phase, Reason
-from machine_operator.lifecycle.goal import Goal
-from machine_operator.lifecycle.observation import InstancePhase, Observation, Trouble
+from machine_operator.lifecycle.backoff import backoff_of, holds_off
+from machine_operator.lifecycle.observation import InstancePhase
+from machine_operator.lifecycle.situation import Situation
 
-__all__ = ["TABLE", "Row", "Situation", "row_of"]
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """An observation together with the goal, and the questions that the table asks about them."""
-
-    seen: Observation
-    goal: Goal
-
-    @property
-    def phase_before(self) -> Phase | None:
-        """The phase that the status has now."""
-        return self.seen.machine.status.phase
-
-    @property
-    def storage_lost(self) -> bool:
-        """The home disk was there once, and is not any more."""
-        known = self.seen.machine.status.vm
-        return known is not None and known.home_claim is not None and self.seen.home is None
-
-    @property
-    def instance_phase(self) -> InstancePhase | None:
-        """How far the VMI is; None without one."""
-        return self.seen.instance.phase if self.seen.instance else None
-
-    @property
-    def trouble(self) -> Trouble | None:
-        """The root cause of what is wrong: the VMI's own before the VM's."""
-        instance, vm = self.seen.instance, self.seen.virtual_machine
-        if instance is not None and instance.trouble is not None and not instance.deleting:
-            return instance.trouble
-        return vm.trouble if vm is not None else None
-
-    def troubled_by(self, *reasons: Reason) -> bool:
-        """Whether the root cause is one of these."""
-        return self.trouble is not None and self.trouble.reason in reasons
-
-    @property
-    def same_instance(self) -> bool:
-        """The VMI is the one that the status speaks of."""
-        known, instance = self.seen.machine.status.vm, self.seen.instance
-        return instance is not None and known is not None and known.instance_uid == instance.uid
-
-    @property
-    def off(self) -> bool:
-        """The VM is told to be off, and nothing runs any more."""
-        vm = self.seen.virtual_machine
-        return vm is not None and vm.run_strategy == "Halted" and self.seen.instance is None
-
-    @property
-    def anything_left(self) -> bool:
-        """A VM or a VMI is still there."""
-        return self.seen.virtual_machine is not None or self.seen.instance is not None
+__all__ = ["TABLE", "Row", "row_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +23,11 @@ class Row:
     """One line of the table.
 
     Attributes:
+        goal: for which it is.
         when: in words, for the documentation.
         holds: the same as a function.
-        phase: the phase, or a function of the situation where the way there matters.
-        reason: the reason, or None for the root cause's own.
+        phase: what the status then says.
+        reason: why, or None for the root cause's own.
     """
 
     goal: DesiredState
@@ -93,26 +43,39 @@ _NEW = frozenset({None, Phase.ACCEPTED, Phase.PLACEMENT_PENDING})
 """Phases of a machine that has not been on its way up before; a waking one shows `starting` throughout."""
 
 
+def _always(_: Situation) -> bool:
+    return True
+
+
+def _new(at: Situation) -> bool:
+    return at.phase_before in _NEW
+
+
+def _without_vm(at: Situation) -> bool:
+    return at.seen.virtual_machine is None and _new(at)
+
+
 def _running_but_silent(at: Situation) -> bool:
     was_up = at.phase_before is Phase.RUNNING and at.same_instance
     return at.instance_phase is InstancePhase.RUNNING and was_up
 
 
-def _answers(at: Situation) -> bool:
-    instance = at.seen.instance
-    return (
-        instance is not None
-        and instance.phase is InstancePhase.RUNNING
-        and instance.ready
-        and not instance.deleting
-    )
+def _lost_with_its_node(at: Situation) -> bool:
+    return at.node_lost and at.phase_before is Phase.RUNNING and not at.answers
 
 
 def _remains(at: Situation) -> bool:
     return at.seen.seed is not None or not at.seen.home_is_done
 
 
-TABLE: tuple[Row, ...] = (
+TABLE: Final[tuple[Row, ...]] = (
+    Row(
+        _DESTROY,
+        "the VMI outlives its grace period",
+        lambda at: at.stop_overdue,
+        Phase.DESTROYING,
+        Reason.STOP_TIMEOUT,
+    ),
     Row(
         _DESTROY,
         "a VM or VMI is left",
@@ -120,36 +83,50 @@ TABLE: tuple[Row, ...] = (
         Phase.DESTROYING,
         Reason.DESTROYING,
     ),
-    Row(
-        _DESTROY,
-        "disk or seed are left",
-        _remains,
-        Phase.DESTROYING,
-        Reason.DESTROYING,
-    ),
-    Row(
-        _DESTROY, "nothing is left", lambda at: True, Phase.DESTROYED, Reason.DESIRED_STATE_REACHED
-    ),
+    Row(_DESTROY, "disk or seed are left", _remains, Phase.DESTROYING, Reason.DESTROYING),
+    Row(_DESTROY, "nothing is left", _always, Phase.DESTROYED, Reason.DESIRED_STATE_REACHED),
     # ---- sleeping
+    Row(
+        _SLEEP,
+        "the spec cannot be read",
+        lambda at: at.seen.fault is not None,
+        Phase.FAILED,
+        Reason.SPEC_INVALID,
+    ),
     Row(
         _SLEEP,
         "the home disk vanished",
         lambda at: at.storage_lost,
         Phase.FAILED,
         Reason.STORAGE_LOST,
+    ),
+    Row(
+        _SLEEP,
+        "the disk to adopt is missing or another's",
+        lambda at: at.home_fault is not None,
+        Phase.FAILED,
+        None,
     ),
     Row(
         _SLEEP, "VM halted, no VMI", lambda at: at.off, Phase.SLEEPING, Reason.DESIRED_STATE_REACHED
     ),
+    Row(_SLEEP, "no VM yet", _without_vm, Phase.ACCEPTED, Reason.ACCEPTED),
     Row(
         _SLEEP,
-        "no VM yet",
-        lambda at: at.seen.virtual_machine is None and at.phase_before in _NEW,
-        Phase.ACCEPTED,
-        Reason.ACCEPTED,
+        "the VMI outlives its grace period",
+        lambda at: at.stop_overdue,
+        Phase.STOPPING,
+        Reason.STOP_TIMEOUT,
     ),
-    Row(_SLEEP, "otherwise", lambda at: True, Phase.STOPPING, Reason.STOPPING),
+    Row(_SLEEP, "otherwise", _always, Phase.STOPPING, Reason.STOPPING),
     # ---- running
+    Row(
+        _RUN,
+        "the spec cannot be read",
+        lambda at: at.seen.fault is not None,
+        Phase.FAILED,
+        Reason.SPEC_INVALID,
+    ),
     Row(
         _RUN,
         "the home disk vanished",
@@ -159,10 +136,10 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         _RUN,
-        "no VM yet",
-        lambda at: at.seen.virtual_machine is None and at.phase_before in _NEW,
-        Phase.ACCEPTED,
-        Reason.ACCEPTED,
+        "the disk to adopt is missing or another's",
+        lambda at: at.home_fault is not None,
+        Phase.FAILED,
+        None,
     ),
     Row(
         _RUN,
@@ -171,7 +148,20 @@ TABLE: tuple[Row, ...] = (
         Phase.RUNNING,
         Reason.GUEST_PAUSED,
     ),
-    Row(_RUN, "VMI running and ready", _answers, Phase.RUNNING, Reason.DESIRED_STATE_REACHED),
+    Row(
+        _RUN,
+        "VMI running and ready",
+        lambda at: at.answers,
+        Phase.RUNNING,
+        Reason.DESIRED_STATE_REACHED,
+    ),
+    Row(
+        _RUN,
+        "the guest died too often, and the next try is not due",
+        lambda at: holds_off(at, backoff_of(at)),
+        Phase.FAILED,
+        Reason.CRASH_LOOP,
+    ),
     Row(
         _RUN,
         "no node fits",
@@ -179,7 +169,35 @@ TABLE: tuple[Row, ...] = (
         Phase.PLACEMENT_PENDING,
         Reason.UNSCHEDULABLE,
     ),
+    Row(
+        _RUN,
+        "VMI was ready, and its node no longer reports",
+        _lost_with_its_node,
+        Phase.RUNNING,
+        Reason.NODE_NOT_READY,
+    ),
     Row(_RUN, "KubeVirt reports trouble", lambda at: at.trouble is not None, Phase.FAILED, None),
+    Row(
+        _RUN,
+        "VM switched on, and KubeVirt rests with nothing running",
+        lambda at: at.down and not at.guest_powered_off,
+        Phase.FAILED,
+        Reason.CRASH_LOOP,
+    ),
+    Row(
+        _RUN,
+        "the home disk cannot be provided",
+        lambda at: at.unprovided,
+        Phase.FAILED,
+        Reason.STORAGE_NOT_AVAILABLE,
+    ),
+    Row(
+        _RUN,
+        "the start takes too long",
+        lambda at: at.start_overdue,
+        Phase.FAILED,
+        Reason.START_TIMEOUT,
+    ),
     Row(
         _RUN,
         "VMI was ready and no longer answers",
@@ -194,21 +212,9 @@ TABLE: tuple[Row, ...] = (
         Phase.STARTING,
         Reason.STARTING,
     ),
-    Row(
-        _RUN,
-        "new, and the home disk has no volume",
-        lambda at: at.phase_before in _NEW and at.seen.home is not None and not at.seen.home.bound,
-        Phase.PLACEMENT_PENDING,
-        Reason.STORAGE_PENDING,
-    ),
-    Row(
-        _RUN,
-        "new, without a node",
-        lambda at: at.phase_before in _NEW,
-        Phase.PLACEMENT_PENDING,
-        Reason.SCHEDULING,
-    ),
-    Row(_RUN, "otherwise (waking, restarting)", lambda at: True, Phase.STARTING, Reason.STARTING),
+    Row(_RUN, "no VM yet", _without_vm, Phase.ACCEPTED, Reason.ACCEPTED),
+    Row(_RUN, "new, without a node", _new, Phase.PLACEMENT_PENDING, Reason.SCHEDULING),
+    Row(_RUN, "otherwise (waking, restarting)", _always, Phase.STARTING, Reason.STARTING),
 )
 
 

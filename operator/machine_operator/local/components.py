@@ -235,6 +235,8 @@ def _controller(settings: ClusterSettings, paths: ClusterPaths) -> Component:
             f"--default-image={settings.default_image}",
             f"--ssh-port={settings.ssh_port}",
             f"--ssh-user-ca={paths.pki}/ssh-user-ca.pub",
+            # The supervisor never runs two of them, so a new one need not wait for the old one's lease to expire.
+            "--identity=local",
             f"--metrics-address={_LOOPBACK}:{settings.ports['controller']}",
         ),
     )

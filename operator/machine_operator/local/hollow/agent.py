@@ -87,7 +87,7 @@ class HollowNode:
         )
         if launcher is not None:
             # What ended before this line is found by its outcome.
-            launcher.guests.on_end = instances.look_at
+            launcher.guests.on_change = instances.look_at
         volumes = Provisioner(
             provisioner,
             node=config.name,

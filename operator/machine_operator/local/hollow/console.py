@@ -16,7 +16,7 @@ from pathlib import Path
 
 from machine_operator.local.guest.image import CONSOLE_MARKER
 
-__all__ = ["ConsoleWatch", "bound", "log_path", "prune", "rotate"]
+__all__ = ["PANIC", "ConsoleWatch", "bound", "log_path", "prune", "rotate"]
 
 _KEPT = 2
 _LIMIT = 4 * 2**20
@@ -25,6 +25,10 @@ _MAX_AGE = 7 * 86400.0
 # Our guest's word that sshd listens, and a login prompt, which in common images comes when sshd is
 # started.
 _MARKER = re.compile(re.escape(CONSOLE_MARKER.encode()) + rb"|\blogin: ")
+
+PANIC = re.compile(rb"Kernel panic - not syncing")
+"""What Linux prints last, however quiet it was told to be."""
+
 _OVERLAP = 64
 
 
@@ -60,17 +64,20 @@ def prune(logs: Path, *, max_age: float = _MAX_AGE) -> None:
 
 
 class ConsoleWatch:
-    """Looks for the guest's word that it can be logged into."""
+    """Looks for the guest's word that it can be logged into, or for another `pattern`."""
 
-    def __init__(self, path: Path, *, offset: int = 0) -> None:
+    def __init__(
+        self, path: Path, *, offset: int = 0, pattern: re.Pattern[bytes] = _MARKER
+    ) -> None:
         self._path = path
         self._offset = offset
+        self._pattern = pattern
         self._rest = b""
 
     async def marker(self, *, interval: float = 0.2) -> None:
         """Return once the marker was printed; wait for ever where it never is."""
         while True:
-            if self._look():
+            if self.look():
                 return
             await asyncio.sleep(interval)
 
@@ -79,19 +86,20 @@ class ConsoleWatch:
         self._offset = self._size()
         self._rest = b""
 
-    def _look(self) -> bool:
+    def look(self) -> bool:
+        """Whether the pattern is in what was printed since the last look."""
         if self._size() < self._offset:  # cut meanwhile
             self._offset = 0
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
-                new = file.read(_LIMIT)
+                new = file.read()
         except FileNotFoundError:
             return False
         self._offset += len(new)
         text = self._rest + new
         self._rest = text[-_OVERLAP:]
-        return _MARKER.search(text) is not None
+        return self._pattern.search(text) is not None
 
     def _size(self) -> int:
         try:

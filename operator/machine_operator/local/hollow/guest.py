@@ -3,6 +3,11 @@
 A guest that powers itself off stays paused in QEMU (`-action shutdown=pause`) until we saw it,
 wrote the outcome down and told QEMU to quit; so the outcome survives our own death. Any other end
 is a crash, unless we cut the power.
+
+A kernel that panics asks for a reset, as a reboot does. What it printed tells the two apart: after
+a panic QEMU is ended, since a guest that boots in place for ever would look healthy. A guest whose
+write found the host's disk full is stopped by QEMU (`stalled`); it is told to go on now and then,
+until there is room.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from machine_operator.local.hollow.console import PANIC, ConsoleWatch
 from machine_operator.local.hollow.process import HeldProcess
 from machine_operator.local.hollow.qmp import Qmp, QmpError
 from machine_operator.local.hollow.rundir import GuestRecord, Outcome, RunDirectory
@@ -30,6 +36,12 @@ _CONNECT = 3.0
 _QUIT = 5.0
 _RECONNECT = 1.0
 
+_GO_ON = 20.0
+"""Seconds between attempts to let a stalled guest go on."""
+
+_GOES_ON = 1.0
+"""Seconds in which its next write would have stopped it again."""
+
 
 class Guest:
     """A guest that runs, or did.
@@ -38,7 +50,8 @@ class Guest:
         directory: its run directory.
         record: what is written down about it.
         process: its QEMU.
-        on_end: called once, when it has ended and its outcome is known.
+        on_change: called when it stalls, when it goes on, and when it has ended and its outcome is
+            known.
     """
 
     def __init__(
@@ -47,7 +60,7 @@ class Guest:
         record: GuestRecord,
         process: HeldProcess,
         *,
-        on_end: Callable[[str], None],
+        on_change: Callable[[str], None],
     ) -> None:
         self.directory = directory
         self.record = record
@@ -56,11 +69,15 @@ class Guest:
         self.restarted = asyncio.Event()
         """Set when the guest was reset (a reboot from inside); whoever waits for it clears it."""
         self._process = process
-        self._on_end = on_end
+        self._on_change = on_change
         self._qmp: Qmp | None = None
         self._powered_off = asyncio.Event()
+        self._stalled = asyncio.Event()
+        # What stands there already was printed by an earlier boot, which is over.
+        self._panics = ConsoleWatch(record.console, offset=_size(record.console), pattern=PANIC)
         self._ending: asyncio.Task[None] | None = None
         self._following = asyncio.create_task(self._follow())
+        self._pushing = asyncio.create_task(self._push())
 
     @property
     def uid(self) -> str:
@@ -71,6 +88,11 @@ class Guest:
     def outcome(self) -> Outcome | None:
         """How it ended; None while it runs."""
         return self.directory.outcome() if self.ended.is_set() else None
+
+    @property
+    def stalled(self) -> bool:
+        """Whether QEMU has stopped it because a write to the host's disk failed."""
+        return self._stalled.is_set() and not self.ended.is_set()
 
     # ---- what can be done to it
 
@@ -103,7 +125,7 @@ class Guest:
 
     async def let_go(self) -> None:
         """Stop following it; it goes on running, to be adopted again."""
-        for task in (self._ending, self._following):
+        for task in (self._ending, self._pushing, self._following):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -135,24 +157,23 @@ class Guest:
             await self._process.ended.wait()
         finally:
             talking.cancel()
-            (error,) = await asyncio.gather(talking, return_exceptions=True)
-            if isinstance(error, Exception):
-                log.error("%s: talking to QEMU failed", self.record.name, exc_info=error)
+            self._pushing.cancel()
+            for error in await asyncio.gather(talking, self._pushing, return_exceptions=True):
+                if isinstance(error, Exception):
+                    log.error("%s: talking to QEMU failed", self.record.name, exc_info=error)
         self.directory.write_outcome(
             Outcome.SHUTDOWN if self._powered_off.is_set() else Outcome.CRASHED
         )
         if self._qmp is not None:
             await self._qmp.close()
         self.ended.set()
-        self._on_end(self.uid)
+        self._on_change(self.uid)
 
     async def _talk(self) -> None:
         while not self._process.ended.is_set():
             try:
                 self._qmp = await Qmp.connect(self.directory.qmp, on_event=self._event)
-                status = await self._qmp.execute("query-status")
-                if status.get("status") in ("shutdown", "internal-error", "guest-panicked"):
-                    self._saw(str(status["status"]))
+                self._saw(await self._status())
                 self.connected.set()
                 await self._until_closed_or_off(self._qmp)
             except QmpError as error:
@@ -171,21 +192,58 @@ class Guest:
         match name:
             case "SHUTDOWN" if data.get("guest"):
                 self._saw("shutdown")
+            case "RESET" if self._panics.look():
+                self._saw("guest-panicked")
             case "RESET":
                 self.restarted.set()
+            case "BLOCK_IO_ERROR" if data.get("action") == "stop":
+                self._saw("io-error")
             case _:
                 pass
 
     def _saw(self, status: str) -> None:
-        if status == "shutdown":
-            self.directory.write_outcome(Outcome.SHUTDOWN)
-            self._powered_off.set()
-        else:
-            log.warning("%s: QEMU stopped the guest: %s", self.record.name, status)
-            self.directory.write_outcome(Outcome.CRASHED)
-            self._process.kill()
+        match status:
+            case "shutdown":
+                self.directory.write_outcome(Outcome.SHUTDOWN)
+                self._powered_off.set()
+            case "internal-error" | "guest-panicked":
+                log.warning("%s: QEMU stopped the guest: %s", self.record.name, status)
+                panicked = status == "guest-panicked"
+                self.directory.write_outcome(Outcome.PANICKED if panicked else Outcome.CRASHED)
+                self._process.kill()
+            case "io-error" if not self._stalled.is_set():
+                log.warning("%s: a write failed, so QEMU stopped the guest", self.record.name)
+                self._stalled.set()
+                self._on_change(self.uid)
+            case _:
+                pass
 
-    async def _execute(self, command: str, arguments: dict[str, Any] | None = None) -> None:
+    async def _push(self) -> None:
+        """Let the guest go on when it has stalled, again and again."""
+        while True:
+            await self._stalled.wait()
+            await wait_within(self._process.ended, _GO_ON)
+            try:
+                await self._execute("cont")
+                # RESUME proves nothing: the write is repeated, and fails again where nothing changed.
+                await wait_within(self._process.ended, _GOES_ON)
+                if await self._status() == "running":
+                    self._stalled.clear()
+                    self._on_change(self.uid)
+            except QmpError as error:
+                log.debug("%s: going on: %s", self.record.name, error)
+
+    async def _status(self) -> str:
+        return str((await self._execute("query-status"))["status"])
+
+    async def _execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         if self._qmp is None:
             raise QmpError(f"{command}: QEMU of {self.record.name} is not connected yet")
-        await self._qmp.execute(command, arguments)
+        return await self._qmp.execute(command, arguments)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -44,13 +44,13 @@ class Guests:
         data: the node's directory.
 
     Attributes:
-        on_end: called with the uid of each guest that has ended.
+        on_change: called with the uid of each guest that stalled, goes on or has ended.
     """
 
     def __init__(self, data: Path) -> None:
         self._root = data / "run"
         self._data = data
-        self.on_end: Callable[[str], None] = lambda uid: None
+        self.on_change: Callable[[str], None] = lambda uid: None
         self._guests: dict[str, Guest] = {}
 
     def __iter__(self) -> Iterator[Guest]:
@@ -79,7 +79,7 @@ class Guests:
             record = record.running_as(process.record)
             directory.write_record(record)
             log.info("adopted %s/%s (pid %d)", record.namespace, record.name, process.record.pid)
-            self._guests[directory.uid] = Guest(directory, record, process, on_end=self._ended)
+            self._guests[directory.uid] = Guest(directory, record, process, on_change=self._changed)
 
     async def start(
         self, plan: GuestPlan, record: GuestRecord, *, binary: str = "qemu-system-x86_64"
@@ -101,7 +101,7 @@ class Guests:
             os.close(lock)
         record = record.running_as(process.record)
         directory.write_record(record)
-        guest = Guest(directory, record, process, on_end=self._ended)
+        guest = Guest(directory, record, process, on_change=self._changed)
         self._guests[record.uid] = guest
         await self._until_connected(guest, plan)
         log.info("started %s (pid %d, %s)", plan.name, process.record.pid, record.address)
@@ -116,8 +116,8 @@ class Guests:
         """The uids of all run directories."""
         return [directory.uid for directory in run_directories(self._data)]
 
-    def _ended(self, uid: str) -> None:
-        self.on_end(uid)
+    def _changed(self, uid: str) -> None:
+        self.on_change(uid)
 
     async def let_go(self) -> None:
         """Leave all guests running."""

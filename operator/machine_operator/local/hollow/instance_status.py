@@ -6,9 +6,20 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["FINAL", "ended", "is_final", "not_synchronized", "phase_of", "running"]
+__all__ = [
+    "FINAL",
+    "ended",
+    "is_final",
+    "not_synchronized",
+    "paused",
+    "phase_of",
+    "running",
+    "unpaused",
+]
 
 Object = dict[str, Any]
+
+_IO_ERROR = "PausedIOError"
 
 FINAL = ("Succeeded", "Failed")
 
@@ -68,6 +79,36 @@ def not_synchronized(vmi: Mapping[str, Any], *, message: str, moment: str) -> Ob
             "lastTransitionTime": moment,
         },
     )
+    return changed
+
+
+def paused(vmi: Mapping[str, Any], *, moment: str) -> Object | None:
+    """The VMI with its guest stopped by a failed write; None where it says already that it is paused."""
+    if any(entry["type"] == "Paused" for entry in vmi["status"].get("conditions") or []):
+        return None
+    changed = copy.deepcopy(dict(vmi))
+    _set_condition(
+        changed["status"],
+        {
+            "type": "Paused",
+            "status": "True",
+            "reason": _IO_ERROR,
+            "message": "VMI was paused, low-level IO error detected",
+            "lastProbeTime": moment,
+            "lastTransitionTime": moment,
+        },
+    )
+    return changed
+
+
+def unpaused(vmi: Mapping[str, Any]) -> Object | None:
+    """The VMI without `paused`; None where it is not, or where somebody has paused it on purpose."""
+    conditions = vmi["status"].get("conditions") or []
+    ours = [item for item in conditions if item["type"] == "Paused" and item["reason"] == _IO_ERROR]
+    if not ours:
+        return None
+    changed = copy.deepcopy(dict(vmi))
+    _drop_condition(changed["status"], "Paused")
     return changed
 
 

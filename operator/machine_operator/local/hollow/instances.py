@@ -3,6 +3,7 @@
     VMI Scheduled           start the guest, then write Running
     VMI deleting            power button until the guest is off, then write how it ended
     guest over              Succeeded where it powered off, Failed where it was killed or crashed
+    guest stalled           condition Paused, until it goes on; a Paused of somebody else stays
     Running without guest   it ended while nobody looked: as its outcome says, else Failed
     launcher pod gone       its guest goes too, as a container would
     VMI gone                its guest is ended and its directory removed
@@ -73,6 +74,7 @@ class Instances:
         self._addresses = addresses
         self._pods = pods
         self._events = events
+        self._stalled: set[str] = set()
         self._probers: dict[str, tuple[Prober, asyncio.Task[None]]] = {}
         self.tracked = Tracked(
             client,
@@ -181,6 +183,8 @@ class Instances:
         self._probe(uid, vmi, guest, pod)
         if instance_status.phase_of(vmi) == "Scheduled":
             await self._write_running(vmi, guest.record.address)
+        else:
+            await self._write_pause(uid, vmi, stalled=guest.stalled)
 
     async def _without_guest(self, uid: str, vmi: Object, *, launcher: Launcher) -> float | None:
         outcome = launcher.guests.directory(uid).outcome()
@@ -219,6 +223,7 @@ class Instances:
 
     async def _clean(self, uid: str) -> float | None:
         self._launches.forget(uid)
+        self._stalled.discard(uid)
         await self._stop_probing(uid)
         guest = self._guest(uid)
         if guest is not None and not guest.ended.is_set():
@@ -290,6 +295,19 @@ class Instances:
     async def _write_phase(self, vmi: Object, phase: str) -> None:
         await self._replace(instance_status.ended(vmi, phase=phase, moment=timestamp(now())))
 
+    async def _write_pause(self, uid: str, vmi: Object, *, stalled: bool) -> None:
+        if stalled:
+            self._stalled.add(uid)
+            changed = instance_status.paused(vmi, moment=timestamp(now()))
+        elif uid in self._stalled:
+            changed = instance_status.unpaused(vmi)
+        else:
+            return
+        if changed is not None:
+            await self._replace(changed)
+        if not stalled:
+            self._stalled.discard(uid)
+
     async def _write_failure(self, vmi: Object, message: str) -> None:
         changed = instance_status.not_synchronized(vmi, message=message, moment=timestamp(now()))
         if changed is not None:
@@ -319,6 +337,7 @@ class Instances:
 
 _WHY: dict[Outcome | None, str] = {
     Outcome.KILLED: "it did not power off in time, so its power was cut",
+    Outcome.PANICKED: "its kernel panicked; its console log says why",
     Outcome.CRASHED: "QEMU ended without a power-off of the guest",
     None: "no QEMU runs for it, and nobody saw how it ended",
 }

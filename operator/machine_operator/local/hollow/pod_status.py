@@ -43,7 +43,7 @@ def status_patch(pod: Mapping[str, Any], view: PodView) -> Object:
     patch = {
         key: value
         for key, value in wanted.items()
-        if key != "conditions" and current.get(key) != value
+        if key != "conditions" and not _says(current.get(key), value)
     }
     known = {item["type"]: item for item in current.get("conditions") or []}
     changed = [
@@ -54,6 +54,19 @@ def status_patch(pod: Mapping[str, Any], view: PodView) -> Object:
     if changed:
         patch["conditions"] = changed  # merged by type
     return patch
+
+
+def _says(stored: object, wanted: object) -> bool:
+    """Whether what is stored says what we want; the API server adds fields of its own (`lastState: {}`)."""
+    if isinstance(wanted, Mapping):
+        return isinstance(stored, Mapping) and all(
+            _says(stored.get(key), value) for key, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        if not isinstance(stored, list) or len(stored) != len(wanted):
+            return False
+        return all(_says(*pair) for pair in zip(stored, wanted, strict=True))
+    return stored == wanted
 
 
 def pod_status(pod: Mapping[str, Any], view: PodView) -> Object:

@@ -48,6 +48,7 @@ _STORAGE_CLASSES = Resource(
 )
 
 _RETRY = 10.0
+_UNSYNCED = 0.2
 
 T = TypeVar("T")
 
@@ -77,6 +78,8 @@ class Provisioner:
         self._files = files
         self._resize = resize
         self._events = events
+        # claim uid -> uid of the volume that was made for it
+        self._provisioned: dict[str, str] = {}
         self.claims = Tracked(
             client, PERSISTENT_VOLUME_CLAIMS, process=self._process_claim, workers=4
         )
@@ -94,10 +97,15 @@ class Provisioner:
             group.create_task(self.claims.run())
             group.create_task(self.volumes.run())
 
-    def _volume_changed(self, _: str, volume: Object) -> None:
-        claim = volume["spec"].get("claimRef") or {}
-        if claim.get("uid"):
-            self.claims.add(claim["uid"])
+    def _volume_changed(self, uid: str, volume: Object) -> None:
+        claim = (volume["spec"].get("claimRef") or {}).get("uid")
+        if not claim:
+            return
+        if self.volumes.get(uid) is not None:
+            self._provisioned[claim] = uid
+        elif self._provisioned.get(claim) == uid:
+            del self._provisioned[claim]
+        self.claims.add(claim)
 
     # ---- claims
 
@@ -110,9 +118,13 @@ class Provisioner:
             return None
         if annotations.get(_SELECTED_NODE, self._node) != self._node:
             return None
+        if not self.volumes.synced.is_set():
+            return _UNSYNCED
         try:
             if not claim["spec"].get("volumeName"):
-                await self._provision(claim)
+                # The PV controller takes some milliseconds and several writes to bind the two.
+                if uid not in self._provisioned:
+                    await self._provision(claim)
             else:
                 await self._expand(claim)
         except VolumeError as error:
@@ -135,7 +147,7 @@ class Provisioner:
         directory = await _in_thread(functools.partial(self._files.create, name, size))
         volume = _volume(claim, name=name, path=directory, node=self._node, policy=policy)
         try:
-            await self._client.create(PERSISTENT_VOLUMES, volume)
+            self.volumes.created(await self._client.create(PERSISTENT_VOLUMES, volume))
         except AlreadyExists:
             return
         log.info("claim %s: made volume %s", _full_name(claim), name)

@@ -31,8 +31,10 @@ class Outcome(StrEnum):
     """The guest powered itself off, asked to or not."""
     KILLED = "killed"
     """Its power was cut by us."""
+    PANICKED = "panicked"
+    """Its kernel gave up, and we ended it before it could boot again."""
     CRASHED = "crashed"
-    """QEMU ended without either."""
+    """QEMU ended without any of these."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,10 @@ class Tracked:
         if known is not None and _version(written) >= _version(known):
             self._known[uid] = _without_managed_fields(written)
 
+    def created(self, answer: Object) -> None:
+        """Take in an object that we made, before the watch shows it."""
+        self._informer.wrote(answer)
+
     async def run(self) -> None:
         """Follow the API server and work until cancelled."""
         async with asyncio.TaskGroup() as group:
