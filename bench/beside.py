@@ -16,9 +16,8 @@ from typing import Any
 
 from arms import load, machines
 from clusters import BenchError, Cluster, progress
-from figures import Report, measured
+from figures import Report, measured, percentile
 from load import Taken
-from rounds import percentile
 
 from machine_operator.api.machine import Machine, read_machine
 from machine_operator.api.names import API_VERSION, KIND

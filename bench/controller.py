@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import beside
@@ -67,7 +67,8 @@ def main() -> int:
         print("bench: interrupted; everything was taken down", file=sys.stderr)
         return 130
     report.show()
-    whole = not (arguments.parts or arguments.quick or failures)
+    reduced = arguments.quick or arguments.repeats or arguments.crowd
+    whole = not (arguments.parts or reduced or failures)
     if arguments.output or whole:
         print(f"written: {report.write(arguments.output)}")
     for failure in failures:
@@ -79,6 +80,8 @@ def _measure(report: Report, directory: Path, arguments: argparse.Namespace) -> 
     """All parts; one that cannot be measured does not keep the others from it. Returns what went wrong."""
     parts: tuple[str, ...] = tuple(arguments.parts) or PARTS
     size = _QUICK if arguments.quick else Size()
+    if arguments.crowd:
+        size = replace(size, crowd=arguments.crowd)
     repeats: int = arguments.repeats or (1 if arguments.quick else 4)
     failures: list[str] = []
 
@@ -131,6 +134,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the operator.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all")
     parser.add_argument("--repeats", type=int, help="of whatever is repeated (4)")
+    parser.add_argument("--crowd", type=int, help="machines at rest (5000)")
     parser.add_argument("--quick", action="store_true", help="small numbers, to see that it works")
     parser.add_argument("--scratch", type=Path, help="where the scratch directory is made")
     parser.add_argument("--output", type=Path, help="the results file")

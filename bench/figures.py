@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["ROOT", "Figure", "Report", "measured", "single"]
+__all__ = ["ROOT", "Figure", "Report", "measured", "percentile", "single"]
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
@@ -108,6 +108,13 @@ def single(
 ) -> Figure:
     """A single measurement."""
     return Figure(name, value, unit, limit=limit, least=least)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below or at which `percent` of all lie (nearest rank)."""
+    ordered = sorted(values)
+    rank = max(1, -(-len(ordered) * percent // 100))
+    return ordered[int(rank) - 1]
 
 
 @dataclass(slots=True)

@@ -7,9 +7,8 @@ import time
 
 from arms import load, machines
 from clusters import BenchError, progress
-from figures import Report, measured
+from figures import Report, measured, percentile
 from plane import Plane
-from rounds import percentile
 
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.connection import connect

@@ -97,12 +97,15 @@ class Floor:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, machine: Machine, *, ready: bool) -> None:
-        async with self._slots:
-            try:
-                await (self._report(machine, ready=True) if ready else self._create(machine))
-            except KubeError as error:
-                # A lost machine is counted by who looks for it; here it only says why.
-                print(f"{machine.metadata.name}: {error}", file=sys.stderr, flush=True)
+        try:
+            if ready:  # at once: behind the creates that wait, the floor would be no floor
+                await self._report(machine, ready=True)
+                return
+            async with self._slots:
+                await self._create(machine)
+        except KubeError as error:
+            # A lost machine is counted by who looks for it; here it only says why.
+            print(f"{machine.metadata.name}: {error}", file=sys.stderr, flush=True)
 
     async def _create(self, machine: Machine) -> None:
         meta, client = machine.metadata, self._client

@@ -9,6 +9,7 @@ and no round pays for what the round before has left behind.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import subprocess
@@ -121,9 +122,11 @@ class Plane:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # First who acts, then the servers, which need not drain for seconds: all of it is thrown away.
-        for process in reversed(self._processes):
-            process.end(grace=0)
+        # All at once and without a grace: nothing of it is kept.
+        end_processes([process.record for process in self._processes], grace=0)
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.popen.wait(timeout=5)  # nothing survives SIGKILL but in the kernel
         self._processes.clear()
         shutil.rmtree(self.paths.data, ignore_errors=True)
 
@@ -183,6 +186,7 @@ class Plane:
         extra = [
             f"--audit-policy-file={policy}",
             f"--audit-log-path={self.audit}",
+            "--audit-log-maxsize=10000",  # MiB; it is read by offsets, and must not be rotated
             # Its finalizer would stay on deleted disks: who takes it off is not here.
             "--disable-admission-plugins=StorageObjectInUseProtection",
         ]

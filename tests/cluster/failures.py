@@ -1,4 +1,4 @@
-"""What the failure tests share: that a trouble is told wherever people look, and the guest's end as KubeVirt sees it."""
+"""What the failure tests share: that a trouble is told wherever people look, and what virt-handler says of a guest."""
 
 from __future__ import annotations
 

@@ -73,6 +73,12 @@ def _object(version: str, kind: str, name: str, **rest: Any) -> Object:
     return {"apiVersion": version, "kind": kind, "metadata": {"name": name}, **rest}
 
 
+def hog(_: str) -> list[Object]:
+    """A pod that has all of the node's 256 TiB of memory but 2."""
+    container = {"name": "hog", "image": "hog", "resources": {"requests": {"memory": "254Ti"}}}
+    return [_object("v1", "Pod", "hog", spec={"containers": [container]})]
+
+
 def nothing(_: str) -> list[Object]:
     return []
 
@@ -118,6 +124,7 @@ class Cause:
     heal: Callable[[Machine], None] | None = None
 
 
+# Whoever tries again does so ever more rarely (KubeVirt up to a quarter of an hour): those are healed first.
 CAUSES = (
     Cause(
         "pod quota",
@@ -127,33 +134,51 @@ CAUSES = (
         heal=removed("quota"),
     ),
     Cause(
-        "storage quota",
-        "QuotaExceeded",
-        "exceeded quota: team, requested: requests.storage=1Gi",
-        objects=quota(requests__storage="512Mi"),
-        heal=removed("quota"),
+        "policy against VMIs",
+        "VirtualMachineRefused",
+        "denied request: this team may not have any",
+        objects=policy("virtualmachineinstances"),
+        heal=removed("validatingadmissionpolicybinding", ""),
     ),
     Cause(
         "limit range for containers",
         "QuotaExceeded",
-        "maximum memory usage per Container is 64Mi",
+        "must be less than or equal to memory limit of 64Mi",
         objects=limit_range("Container", "memory", "64Mi"),
         heal=removed("limitrange"),
+    ),
+    Cause(
+        "storage quota",
+        "QuotaExceeded",
+        "exceeded quota: team, requested: requests.storage=1Gi",
+        objects=quota(requests__storage="512Mi"),
+        phase="accepted",
+        heal=removed("quota"),
     ),
     Cause(
         "limit range for disks",
         "QuotaExceeded",
         "maximum storage usage per PersistentVolumeClaim is 512Mi",
         objects=limit_range("PersistentVolumeClaim", "storage", "512Mi"),
+        phase="accepted",
         heal=removed("limitrange"),
+    ),
+    Cause(
+        "policy against VMs",
+        "VirtualMachineRefused",
+        "denied request: this team may not have any",
+        objects=policy("virtualmachines"),
+        phase="accepted",
+        heal=removed("validatingadmissionpolicybinding", ""),
     ),
     Cause(
         "no node has room",
         "Unschedulable",
         "0/1 nodes are available: 1 Insufficient memory",
-        spec={"memory_mib": 512 * 1024},
+        objects=hog,
+        spec={"memory_mib": 3 * 2**20},
         phase="placement_pending",
-        heal=asked(memory_mib=256),
+        heal=removed("pod", "hog"),
     ),
     Cause(
         "image",
@@ -174,20 +199,6 @@ CAUSES = (
         "StorageNotAvailable",
         "were asked for, but the whole file system of",
         spec={"storage_gib": 60_000},
-    ),
-    Cause(
-        "policy against VMs",
-        "VirtualMachineRefused",
-        "denied request: this team may not have any",
-        objects=policy("virtualmachines"),
-        heal=removed("validatingadmissionpolicybinding", ""),
-    ),
-    Cause(
-        "policy against VMIs",
-        "VirtualMachineRefused",
-        "denied request: this team may not have any",
-        objects=policy("virtualmachineinstances"),
-        heal=removed("validatingadmissionpolicybinding", ""),
     ),
 )
 
@@ -218,9 +229,11 @@ def patients(impatient_cluster: Cluster) -> Iterator[dict[str, Machine]]:
 
 
 def _in_force(machine: Machine) -> bool:
-    """Quotas are enforced once they are counted, policies once the API server has compiled them."""
+    """Quotas count once they are counted, pods once they are placed, policies once the API server has compiled them."""
     for item in machine.cluster.items("quota", namespace=machine.namespace):
         assert (item.get("status") or {}).get("hard"), item
+    for item in machine.cluster.items("pods", namespace=machine.namespace):
+        assert item["spec"].get("nodeName"), item
     found = machine.cluster.items("validatingadmissionpolicy")
     for item in found:
         if item["metadata"]["name"] != machine.namespace:

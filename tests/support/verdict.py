@@ -140,7 +140,9 @@ def lost_touch(machine: Object, touched: datetime | None) -> str | None:
     """Whether it sleeps although somebody used it, or None: autosleep has to let its whole time pass."""
     status = machine.get("status") or {}
     request = status.get("power_request") or {}
-    if touched is None or request.get("state") != "sleeping":
+    asked_for = machine["spec"].get("desired_state", "running")
+    holds = request.get("spec_desired_state") == asked_for
+    if touched is None or request.get("state") != "sleeping" or not holds:
         return None
     idle = parse_autosleep(machine["spec"].get("autosleep", "5m"))
     asked = datetime.fromisoformat(request["at"])

@@ -48,7 +48,8 @@ def test_every_reason_is_in_the_table() -> None:
 def test_reasons_are_words_which_kubernetes_takes() -> None:
     for reason in Reason:
         assert re.fullmatch("[A-Z][A-Za-z]+", reason), reason
-        assert reason.name == re.sub("(?<!^)(?=[A-Z])", "_", reason).upper()
+        words = re.sub("(?<!^)(?=[A-Z])", "_", reason.replace("KubeVirt", "Kubevirt"))
+        assert reason.name == words.upper()
 
 
 def test_every_reason_is_told_in_sentences() -> None:

@@ -154,7 +154,7 @@ class QueueMachine(RuleBasedStateMachine):
         failures = self.model.failures.get(key, 0)
         self.model.failures[key] = failures + 1
         pause = self.queue.retry(key, priority=priority)
-        assert pause == 0.25 + (min(0.5 * 2**failures, 20.0) - 0.25) / 2
+        assert pause == min(0.5 * 2**failures, 20.0) * 0.75
         self.model.add_after(key, pause, priority)
 
     @rule(key=KEYS, delay=DELAYS)

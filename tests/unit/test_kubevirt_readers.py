@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,15 +13,19 @@ from machine_operator.kubevirt.readers import (
     machine_uid,
     read_claim,
     read_instance,
+    read_node,
     read_seed,
     read_vm,
 )
 from machine_operator.kubevirt.seed import HostKey, build_seed
-from machine_operator.kubevirt.vm import build_vm, vm_digest
-from machine_operator.lifecycle.observation import InstancePhase, Trouble
+from machine_operator.kubevirt.vm import build_vm, vm_digests
+from machine_operator.lifecycle.observation import InstancePhase, RunStrategy, Trouble
 from tests.support.machines import DEFAULTS, UID, a_machine
 
 Object = dict[str, Any]
+HOME = "m-7f3a9c215b1e-home"
+APPLIED, BOOT = vm_digests(a_machine(), DEFAULTS, home=HOME)
+THEN = datetime(2026, 3, 1, 10, tzinfo=UTC)
 QUOTA = (
     'pods "virt-launcher-m-7f3a9c215b1e-x7k2p" is forbidden: exceeded quota: team, '
     "requested: requests.memory=809Mi, used: requests.memory=8Gi, limited: requests.memory=8Gi"
@@ -29,7 +34,7 @@ QUOTA = (
 
 def vm(status: Object | None = None, **metadata: Any) -> Object:
     """A VM as it comes back: ours, with what KubeVirt adds."""
-    body = build_vm(a_machine(), DEFAULTS, run_strategy="Always")
+    body = build_vm(a_machine(), DEFAULTS, home=HOME, run_strategy=RunStrategy.ON)
     body["metadata"] |= {"uid": "vm-uid", "resourceVersion": "9", "generation": 1, **metadata}
     body["metadata"]["finalizers"] = ["kubevirt.io/virtualMachineControllerFinalize"]
     return body | ({} if status is None else {"status": status})
@@ -37,7 +42,9 @@ def vm(status: Object | None = None, **metadata: Any) -> Object:
 
 def instance(status: Object | None = None, **metadata: Any) -> Object:
     """The VMI of that VM."""
-    template = build_vm(a_machine(), DEFAULTS, run_strategy="Always")["spec"]["template"]
+    template = build_vm(a_machine(), DEFAULTS, home=HOME, run_strategy=RunStrategy.ON)["spec"][
+        "template"
+    ]
     meta = {
         **template["metadata"],
         "name": "m-7f3a9c215b1e",
@@ -70,8 +77,10 @@ def trouble_of(*conditions: Object, phase: str = "Scheduling") -> Trouble | None
 def test_a_vm_before_its_first_status() -> None:
     view = read_vm(vm())
     assert (view.name, view.uid, view.deleting) == ("m-7f3a9c215b1e", "vm-uid", False)
-    assert (view.run_strategy, view.trouble) == ("Always", None)
-    assert view.applied == vm_digest(a_machine(), DEFAULTS)
+    assert (view.run_strategy, view.on, view.trouble) == ("RerunOnFailure", True, None)
+    assert view.applied == APPLIED
+    assert {view.halting, view.start_requested, view.down} == {False}
+    assert (view.start_failures, view.retry_at) == (0, None)
 
 
 def test_a_foreign_vm() -> None:
@@ -107,7 +116,9 @@ def test_a_vm_that_dies_before_it_is_up() -> None:
             "retryAfterTimestamp": "2026-03-01T10:05:00Z",
         },
     }
-    trouble = read_vm(vm(looping)).trouble
+    view = read_vm(vm(looping))
+    assert (view.start_failures, view.retry_at) == (3, THEN + timedelta(minutes=5))
+    trouble = view.trouble
     assert trouble is not None
     assert trouble.reason is Reason.CRASH_LOOP
     assert "3 times" in trouble.message
@@ -123,6 +134,38 @@ def test_nothing_else_is_concluded_from_the_printable_status(printable: str) -> 
     assert read_vm(vm(status)).trouble is None
 
 
+ON, OFF, START = "RerunOnFailure", "Halted", [{"action": "Start"}]
+
+
+@pytest.mark.parametrize(
+    ("told", "acted_on", "status", "expected"),
+    [
+        (ON, "", {"printableStatus": "Stopped"}, ""),
+        (ON, ON, {"printableStatus": "Running"}, ""),
+        (ON, ON, {"printableStatus": "Stopped"}, "down"),
+        (ON, OFF, {"printableStatus": "Stopped"}, ""),
+        (ON, ON, {"printableStatus": "Stopped", "stateChangeRequests": START}, "requested"),
+        (ON, ON, {"printableStatus": "Stopped", "startFailure": {"x": 1}}, ""),
+        (ON, ON, {"printableStatus": "Starting"}, ""),
+        (OFF, ON, {"printableStatus": "Stopping"}, "halting"),
+        (OFF, OFF, {"printableStatus": "Stopped"}, ""),
+        (OFF, "", {}, ""),
+        ("Always", "Always", {"printableStatus": "Stopped"}, ""),
+        (ON, ON, {"stateChangeRequests": [{"action": "Stop"}, *START]}, "requested"),
+        (ON, ON, {"stateChangeRequests": None, "startFailure": None}, ""),
+    ],
+)
+def test_where_kubevirt_is_between_two_strategies(
+    told: str, acted_on: str, status: Object, expected: str
+) -> None:
+    body = vm({**status, **({"runStrategy": acted_on} if acted_on else {})})
+    body["spec"]["runStrategy"] = told
+    view = read_vm(body)
+    flags = {"down": view.down, "halting": view.halting, "requested": view.start_requested}
+    assert [name for name, holds in flags.items() if holds] == ([expected] if expected else [])
+    assert view.on == (told == ON)
+
+
 # ---- VMI
 
 
@@ -136,8 +179,8 @@ def test_nothing_else_is_concluded_from_the_printable_status(printable: str) -> 
         ("Unknown", InstancePhase.PENDING),
         ("Scheduled", InstancePhase.SCHEDULED),
         ("Running", InstancePhase.RUNNING),
-        ("Succeeded", InstancePhase.ENDED),
-        ("Failed", InstancePhase.ENDED),
+        ("Succeeded", InstancePhase.SUCCEEDED),
+        ("Failed", InstancePhase.FAILED),
     ],
 )
 def test_phases(phase: str, expected: InstancePhase) -> None:
@@ -152,7 +195,7 @@ def test_an_instance_without_any_status() -> None:
         None,
         (),
     )
-    assert view.applied == vm_digest(a_machine(), DEFAULTS)
+    assert (view.started_from, view.deleting_since) == (BOOT, None)
 
 
 def test_a_running_instance() -> None:
@@ -172,6 +215,11 @@ def test_a_running_instance() -> None:
     assert (view.ready, view.node, view.trouble) == (True, "node-1", None)
     assert view.addresses == ("10.0.0.7", "fd00::7")
     assert (view.vcpu, view.memory_mib) == (0.25, 512)
+
+
+def test_an_instance_that_was_told_to_stop() -> None:
+    view = read_instance(instance({"phase": "Running"}, deletionTimestamp="2026-03-01T10:00:00Z"))
+    assert (view.deleting, view.deleting_since) == (True, THEN)
 
 
 def test_no_node_fits() -> None:
@@ -202,8 +250,10 @@ def test_the_image_cannot_be_pulled(reason: str) -> None:
         'pods "virt-launcher-x" is forbidden: maximum memory usage per Pod is 1Gi, but limit is 2Gi',
         'pods "virt-launcher-x" is forbidden: [minimum cpu usage per Container is 1, but request is 250m]',
         'pods "x" is forbidden: cpu max limit to request ratio per Container is 2, but provided ratio is 4.0',
+        'Pod "x" is invalid: spec.containers[0].resources.requests: Invalid value: "1": '
+        "must be less than or equal to memory limit of 512Mi",
     ],
-    ids=["exceeded", "must specify", "per pod", "per container", "ratio"],
+    ids=["exceeded", "must specify", "per pod", "per container", "ratio", "below its request"],
 )
 def test_quota_and_limits_of_the_namespace(text: str) -> None:
     """Texts of the ResourceQuota and LimitRanger plugins."""
@@ -267,11 +317,31 @@ def test_sizes_from_topology_where_there_is_no_request() -> None:
     assert (view.vcpu, view.memory_mib) == (4.0, None)
 
 
+# ---- node
+
+
+@pytest.mark.parametrize(
+    ("ready", "spec", "expected"),
+    [
+        (condition("Ready", "True", "KubeletReady", "well"), {}, (True, True, "")),
+        (condition("Ready", "True"), {"unschedulable": True}, (True, False, "")),
+        (condition("Ready", "Unknown", "X", "no word"), {}, (False, True, "no word")),
+        (condition("Ready", "False"), {}, (False, True, "it has not reported yet")),
+        (None, {}, (False, True, "it has not reported yet")),
+    ],
+    ids=["well", "cordoned", "silent", "unwell", "new"],
+)
+def test_a_node(ready: Object | None, spec: Object, expected: tuple[bool, bool, str]) -> None:
+    body = {"metadata": {"name": "node-1"}, "spec": spec}
+    view = read_node(body | ({"status": {"conditions": [ready]}} if ready else {}))
+    assert (view.ready, view.schedulable, view.message) == expected
+
+
 # ---- disk and seed
 
 
 def claim(status: Object | None = None, **metadata: Any) -> Object:
-    body = build_home(a_machine())
+    body = build_home(a_machine(), name=HOME)
     body["metadata"] |= {"uid": "home-uid", "resourceVersion": "3", **metadata}
     return body | ({"status": status} if status is not None else {})
 
@@ -294,6 +364,21 @@ def test_a_released_disk_is_not_owned() -> None:
     assert not read_claim(claim({"phase": "Bound"}, ownerReferences=[])).owned
     other = [{"uid": "somebody-else"}]
     assert not read_claim(claim({"phase": "Bound"}, ownerReferences=other)).owned
+
+
+def test_a_released_disk_can_be_told_from_others() -> None:
+    view = read_claim(claim(ownerReferences=[], creationTimestamp="2026-03-01T10:00:00Z"))
+    assert (view.machine, view.machine_uid, view.labelled) == ("box", UID, True)
+    assert (view.foreign_owner, view.created_at) == (False, THEN)
+    owned = read_claim(claim(ownerReferences=[{"uid": "x", "controller": True}]))
+    assert (owned.owned, owned.foreign_owner) == (False, True)
+    assert not read_claim(claim(ownerReferences=[{"uid": "x"}])).foreign_owner
+
+
+def test_a_disk_without_our_labels() -> None:
+    view = read_claim({"metadata": {"name": "data", "uid": "u"}})
+    assert (view.machine, view.machine_uid, view.labelled) == ("", "", False)
+    assert {view.owned, view.foreign_owner, view.bound} == {False}
 
 
 def test_a_disk_whose_volume_is_lost() -> None:

@@ -1,21 +1,29 @@
-"""`decide` over any observation: total, never contradictory, still once all is said."""
+"""`decide` in named situations: making, changing, ending, pausing. Properties over any observation are elsewhere."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
+from typing import Any
 
-from hypothesis import given, settings
+import pytest
 
-from machine_operator.api.machine import MachineStatus
-from machine_operator.api.names import FINALIZER
-from machine_operator.api.phases import REASONS, DesiredState, Phase, Reason, ReclaimPolicy
+from machine_operator.api.names import PAUSED_ANNOTATION
+from machine_operator.api.phases import Phase, Reason
 from machine_operator.lifecycle import actions as do
-from machine_operator.lifecycle.decision import Decision, decide
-from machine_operator.lifecycle.goal import goal_of
-from machine_operator.lifecycle.observation import InstancePhase, Observation
+from machine_operator.lifecycle.decision import decide
+from machine_operator.lifecycle.observation import (
+    InstancePhase,
+    Observation,
+    Question,
+    RunStrategy,
+    Trouble,
+)
+from tests.support.decisions import conditions, decided, settled, status_in
 from tests.support.machines import (
+    LIMITS,
     NOW,
+    WANTED,
     a_claim,
     a_machine,
     a_seed,
@@ -23,181 +31,41 @@ from tests.support.machines import (
     an_instance,
     an_observation,
 )
-from tests.support.observations import moments, observations
 
 THEN = "2026-03-01T10:00:00Z"
-MANY = settings(max_examples=100, deadline=None)
-TARGET: dict[type, str] = {
-    do.AddFinalizer: "finalizer",
-    do.RemoveFinalizer: "finalizer",
-    do.ApplyHome: "home",
-    do.ReleaseHome: "home",
-    do.DeleteHome: "home",
-    do.ApplySeed: "seed",
-    do.DeleteSeed: "seed",
-    do.ApplyVirtualMachine: "vm",
-    do.DeleteVirtualMachine: "vm",
-}
-APPLY = (do.ApplyHome, do.ApplySeed, do.ApplyVirtualMachine)
-DELETE = (do.DeleteHome, do.DeleteSeed, do.DeleteVirtualMachine, do.ReleaseHome)
-
-
-def reported(seen: Observation, status: MachineStatus) -> Observation:
-    """The same observation once the status was written: the gateways' parts stay."""
-    before = seen.machine.status
-    kept = {"power_request": before.power_request, "activity": before.activity}
-    written = MachineStatus.model_validate(status.to_dict()).model_copy(update=kept)
-    return replace(seen, machine=seen.machine.model_copy(update={"status": written}))
-
-
-# ---- any observation
-
-
-@MANY
-@given(seen=observations(), now=moments)
-def test_actions_never_contradict_each_other(seen: Observation, now: datetime) -> None:
-    decision = decide(seen, now=now)
-    assert decide(seen, now=now) == decision
-    targets = [TARGET[type(action)] for action in decision.actions]
-    assert len(targets) == len(set(targets)), "two actions on one object"
-    building = any(isinstance(action, APPLY) for action in decision.actions)
-    ending = any(isinstance(action, DELETE) for action in decision.actions)
-    ends = goal_of(seen.machine).state is DesiredState.DESTROYED
-    assert not (building and ends)
-    assert not (ending and not ends)
-    _finalizer_first(seen, decision)
-    _finalizer_last(seen, decision)
-    _disk_unused(seen, decision)
-
-
-def _finalizer_first(seen: Observation, decision: Decision) -> None:
-    held = FINALIZER in seen.machine.metadata.finalizers
-    if not held:
-        assert not any(isinstance(action, APPLY) for action in decision.actions)
-    if do.AddFinalizer() in decision.actions:
-        assert decision.actions == (do.AddFinalizer(),)
-        assert not held
-
-
-def _finalizer_last(seen: Observation, decision: Decision) -> None:
-    if do.RemoveFinalizer() in decision.actions:
-        assert decision.actions == (do.RemoveFinalizer(),)
-        assert seen.machine.metadata.deletionTimestamp is not None
-        assert (seen.virtual_machine, seen.instance, seen.seed) == (None, None, None)
-        assert seen.home_is_done
-
-
-def _disk_unused(seen: Observation, decision: Decision) -> None:
-    """A disk is neither deleted nor released while something may write to it."""
-    if any(isinstance(action, do.DeleteHome | do.ReleaseHome) for action in decision.actions):
-        assert seen.virtual_machine is None
-        assert seen.instance is None
-    if any(isinstance(action, do.DeleteHome) for action in decision.actions):
-        assert seen.machine.spec.reclaim_policy is ReclaimPolicy.DELETE
-
-
-@MANY
-@given(seen=observations(), first=moments, second=moments)
-def test_a_reported_status_stays_as_it_is(
-    seen: Observation, first: datetime, second: datetime
-) -> None:
-    """Nothing changed but the time: the same actions, and not one byte of status."""
-    decision = decide(seen, now=first)
-    if decision.status is None:
-        return
-    again = decide(reported(seen, decision.status), now=second)
-    # A changed phase can change the row once (a new machine is new only once); then it is still.
-    assert again.status is not None
-    settled = reported(seen, again.status)
-    third = decide(settled, now=second + timedelta(days=400))
-    assert third.status is not None
-    assert third.status == settled.machine.status.model_copy(
-        update={"power_request": None, "activity": None}
-    )
-    assert third.actions == again.actions
-
-
-@MANY
-@given(seen=observations(), now=moments)
-def test_a_status_names_its_reason_and_counts_on(seen: Observation, now: datetime) -> None:
-    status = decide(seen, now=now).status
-    if status is None:
-        assert seen.machine.metadata.deletionTimestamp is not None
-        return
-    _reason_named(seen, status)
-    _counts_on(seen.machine.status, status)
-    sequence = (
-        seen.machine.status.power_request.sequence if seen.machine.status.power_request else 0
-    )
-    assert int(status.revision or "") == (
-        seen.machine.metadata.generation + (status.transitions or 0) + sequence
-    )
-
-
-def _reason_named(seen: Observation, status: MachineStatus) -> None:
-    """A machine that is not where it should be says what it does or waits for."""
-    reason = Reason(status.reason or "")
-    assert status.phase is not None
-    assert status.retryable == REASONS[reason].retryable
-    ready = next(c for c in status.conditions if c.type == "Ready")
-    if ready.status == "True":
-        assert reason is Reason.DESIRED_STATE_REACHED
-        assert status.phase in (Phase.RUNNING, Phase.SLEEPING)
-        assert status.phase == goal_of(seen.machine).state
-    elif status.phase is not Phase.DESTROYED:
-        assert reason is not Reason.DESIRED_STATE_REACHED
-    if status.phase is Phase.FAILED:
-        assert status.last_error is not None or REASONS[reason].unblocks == "Nothing to do."
-
-
-def _counts_on(before: MachineStatus, after: MachineStatus) -> None:
-    moved = after.phase != before.phase
-    assert (after.transitions or 0) - (before.transitions or 0) == moved
-    assert 0 <= (after.wake_count or 0) - (before.wake_count or 0) <= moved
-    if not moved:
-        assert after.last_transition_at == before.last_transition_at
-
-
-# ---- named situations
+NOTHING: dict[str, Any] = {"virtual_machine": None, "instance": None, "home": None, "seed": None}
+ON, OFF = RunStrategy.ON, RunStrategy.OFF
+HOME = WANTED.home_name
 
 
 def kinds(seen: Observation) -> list[type]:
-    return [type(action) for action in decide(seen, now=NOW).actions]
+    return [type(action) for action in decided(seen).actions]
 
 
-def settled(seen: Observation) -> Observation:
-    status = decide(seen, now=NOW).status
-    assert status is not None
-    return reported(seen, status)
+# ---- making
 
 
-NOTHING = {"virtual_machine": None, "instance": None, "home": None, "seed": None}
-
-
-def test_a_new_machine_gets_its_finalizer_alone() -> None:
-    decision = decide(an_observation(a_machine(finalizers=[]), **NOTHING), now=NOW)
-    assert decision.actions == (do.AddFinalizer(),)
+def test_a_new_machine_is_made_whole_and_the_finalizer_comes_first() -> None:
+    decision = decided(an_observation(a_machine(finalizers=[]), **NOTHING))
+    assert decision.actions == (
+        do.AddFinalizer(),
+        do.ApplyHome(HOME),
+        do.ApplySeed(),
+        do.ApplyVirtualMachine(ON),
+    )
     assert decision.status is not None
     assert decision.status.phase is Phase.ACCEPTED
 
 
-def test_then_the_disk_the_seed_and_the_vm_which_uses_both() -> None:
-    assert decide(an_observation(**NOTHING), now=NOW).actions == (
-        do.ApplyHome(),
-        do.ApplySeed(),
-        do.ApplyVirtualMachine("Always"),
-    )
-
-
 def test_a_machine_that_is_to_sleep_is_made_asleep() -> None:
     seen = an_observation(a_machine(spec={"desired_state": "sleeping"}), **NOTHING)
-    assert do.ApplyVirtualMachine("Halted") in decide(seen, now=NOW).actions
+    assert do.ApplyVirtualMachine(OFF) in decided(seen).actions
 
 
 def test_the_steady_state_does_nothing() -> None:
-    seen = settled(settled(an_observation()))
-    decision = decide(seen, now=NOW + timedelta(days=1))
-    assert decision.actions == ()
+    seen = settled(an_observation(a_machine(spec={"autosleep": "never"})))
+    decision = decided(seen, now=NOW + timedelta(days=1))
+    assert (decision.actions, decision.requeue_after) == ((), None)
     assert decision.status == seen.machine.status
 
 
@@ -210,6 +78,12 @@ def test_each_child_that_differs_is_applied_and_no_other() -> None:
     ]
 
 
+def test_labels_that_somebody_took_off_the_disk_are_put_back() -> None:
+    known = settled(an_observation())
+    bare = replace(known, home=a_claim(machine="", machine_uid="", owned=False))
+    assert decided(bare).actions == (do.ApplyHome(HOME),)
+
+
 def test_children_on_their_way_out_are_left_alone() -> None:
     leaving = an_observation(
         virtual_machine=a_vm(deleting=True, applied="old"),
@@ -218,25 +92,75 @@ def test_children_on_their_way_out_are_left_alone() -> None:
     assert kinds(leaving) == []
 
 
-def test_a_boot_that_waits_with_the_old_template_is_switched_off_and_on() -> None:
-    stuck = an_instance(InstancePhase.PENDING, applied="old")
-    assert decide(an_observation(instance=stuck), now=NOW).actions == (
-        do.ApplyVirtualMachine("Halted"),
-    )
-    halted = a_vm(run_strategy="Halted")
+# ---- a template that changed
+
+
+@pytest.mark.parametrize("change", [{"started_from": "old"}, {"memory_mib": 256}])
+def test_a_boot_that_waits_with_the_old_template_is_switched_off_and_on(
+    change: dict[str, Any],
+) -> None:
+    stuck = an_instance(InstancePhase.PENDING, **change)
+    assert decided(an_observation(instance=stuck)).actions == (do.ApplyVirtualMachine(OFF),)
+    halted = a_vm(run_strategy=OFF)
     assert kinds(an_observation(virtual_machine=halted, instance=stuck)) == []
-    assert decide(an_observation(virtual_machine=halted, instance=None), now=NOW).actions == (
-        do.ApplyVirtualMachine("Always"),
+    unnoticed = a_vm(run_strategy=OFF, halting=True)
+    assert kinds(an_observation(virtual_machine=unnoticed, instance=None)) == []
+    assert decided(an_observation(virtual_machine=halted, instance=None)).actions == (
+        do.ApplyVirtualMachine(ON),
     )
 
 
-def test_a_running_boot_with_the_old_template_waits_for_a_restart() -> None:
-    seen = an_observation(instance=an_instance(applied="old"))
-    decision = decide(seen, now=NOW)
-    assert decision.actions == ()
-    assert decision.status is not None
-    pending = {c.type: c for c in decision.status.conditions}["RestartPending"]
-    assert (pending.status, pending.reason) == ("True", "SizesDiffer")
+RESTARTS = [
+    ({}, {}, None),
+    ({"started_from": "old"}, {}, "a change of the image or of the VM's settings"),
+    ({"started_from": "old"}, {"vcpu": 2}, "2 vCPU instead of 0.25"),
+    ({}, {"memory_mib": 1024}, "1024 MiB of memory instead of 512"),
+    (
+        {"started_from": "old"},
+        {"vcpu": 1.5, "memory_mib": 1024},
+        "1.5 vCPU instead of 0.25, 1024 MiB of memory instead of 512",
+    ),
+]
+
+
+@pytest.mark.parametrize(("boot", "spec", "waits"), RESTARTS)
+def test_a_running_boot_says_what_waits_for_a_restart(
+    boot: dict[str, Any], spec: dict[str, Any], waits: str | None
+) -> None:
+    seen = an_observation(a_machine(spec=spec), instance=an_instance(**boot))
+    assert decided(seen).actions == ()
+    pending = next(c for c in status_in(seen).conditions if c.type == "RestartPending")
+    expected = f"Wait for the next start: {waits}." if waits else "No change waits for a restart."
+    assert (pending.status, pending.message) == ("True" if waits else "False", expected)
+    assert pending.reason == ("SizesDiffer" if waits else "SizesApplied")
+
+
+@pytest.mark.parametrize("phase", [p for p in InstancePhase if p is not InstancePhase.RUNNING])
+def test_only_what_runs_can_wait_for_a_restart(phase: InstancePhase) -> None:
+    seen = an_observation(instance=an_instance(phase, started_from="old"))
+    assert conditions(status_in(seen))["RestartPending"] == ("False", "SizesApplied")
+
+
+# ---- an instance whose VM is gone
+
+
+ORPHAN = an_observation(virtual_machine=None)
+
+
+def test_an_orphan_is_asked_about_before_it_is_removed() -> None:
+    decision = decide(ORPHAN, now=NOW, limits=LIMITS)
+    assert (decision.actions, decision.status) == ((), None)
+    assert decision.questions == {Question.VIRTUAL_MACHINE}
+    assert decided(ORPHAN).actions == (do.DeleteInstance("vmi-uid"),)
+    found = replace(ORPHAN, virtual_machine=a_vm())
+    assert decided(found).actions == (), "the cache of VMs was behind"
+
+
+def test_no_vm_is_made_before_the_orphan_is_gone() -> None:
+    leaving = replace(ORPHAN, instance=an_instance(deleting_since=NOW))
+    assert decide(leaving, now=NOW, limits=LIMITS).questions == frozenset()
+    assert kinds(leaving) == []
+    assert kinds(replace(ORPHAN, instance=None)) == [do.ApplyVirtualMachine]
 
 
 # ---- the end
@@ -245,83 +169,184 @@ def test_a_running_boot_with_the_old_template_waits_for_a_restart() -> None:
 def test_the_end_goes_step_by_step() -> None:
     machine = a_machine(deletionTimestamp=THEN)
     first = an_observation(machine)
-    assert decide(first, now=NOW).actions == (do.DeleteVirtualMachine("vm-uid"),)
+    assert decided(first).actions == (do.DeleteVirtualMachine("vm-uid"),)
     waiting = an_observation(machine, virtual_machine=a_vm(deleting=True))
     assert kinds(waiting) == []
     still_on = an_observation(machine, virtual_machine=None)
-    assert not {do.DeleteHome, do.DeleteSeed} & set(kinds(still_on))
+    assert decided(still_on).actions == (do.DeleteInstance("vmi-uid"),)
     off = an_observation(machine, virtual_machine=None, instance=None)
-    assert decide(off, now=NOW).actions == (do.DeleteHome("home-uid"), do.DeleteSeed("seed-uid"))
+    assert decided(off).actions == (do.DeleteHome(HOME, "home-uid"), do.DeleteSeed("seed-uid"))
     disk = an_observation(
         machine, virtual_machine=None, instance=None, seed=None, home=a_claim(deleting=True)
     )
     assert kinds(disk) == []
-    last = an_observation(machine, **NOTHING)
-    decision = decide(last, now=NOW)
-    assert (decision.actions, decision.status) == ((do.RemoveFinalizer(),), None)
+    last = decided(an_observation(machine, **NOTHING))
+    assert (last.actions, last.status) == ((do.RemoveFinalizer(),), None)
 
 
 def test_a_retained_disk_is_released_once() -> None:
     machine = a_machine(deletionTimestamp=THEN, spec={"reclaim_policy": "Retain"})
     off = an_observation(machine, virtual_machine=None, instance=None, seed=None)
-    assert decide(off, now=NOW).actions == (do.ReleaseHome("home-uid"),)
+    assert decided(off).actions == (do.ReleaseHome(HOME, "home-uid"),)
     free = a_claim(owned=False, applied="")
     released = an_observation(machine, virtual_machine=None, instance=None, seed=None, home=free)
     assert kinds(released) == [do.RemoveFinalizer]
 
 
+def test_somebody_elses_disk_is_left_alone_at_the_end() -> None:
+    other = a_claim(machine="other", machine_uid="another-uid")
+    seen = an_observation(a_machine(deletionTimestamp=THEN), **NOTHING | {"home": other})
+    assert kinds(seen) == [do.RemoveFinalizer]
+
+
 def test_a_destroyed_machine_stays_as_a_record() -> None:
     seen = an_observation(a_machine(spec={"desired_state": "destroyed"}), **NOTHING)
-    decision = decide(seen, now=NOW)
-    assert decision.actions == ()
-    assert decision.status is not None
-    assert (decision.status.phase, decision.status.vm) == (Phase.DESTROYED, None)
+    status = status_in(seen)
+    assert kinds(seen) == []
+    assert (status.phase, status.vm) == (Phase.DESTROYED, None)
+    assert conditions(status)["Ready"][0] == "False"
 
 
 def test_with_somebody_elses_finalizer_nothing_is_left_to_us() -> None:
     machine = a_machine(deletionTimestamp=THEN, finalizers=["other/one"])
-    decision = decide(an_observation(machine, **NOTHING), now=NOW)
+    decision = decided(an_observation(machine, **NOTHING))
     assert (decision.actions, decision.status) == ((), None)
 
 
-# ---- the lost disk
+@pytest.mark.parametrize(
+    ("machine", "phase"),
+    [
+        (a_machine(deletionTimestamp=THEN), Phase.DESTROYING),
+        (a_machine(spec={"desired_state": "sleeping"}), Phase.STOPPING),
+    ],
+)
+def test_a_stop_that_takes_too_long_is_told_with_its_node(machine: Any, phase: Phase) -> None:
+    leaving = an_instance(deleting_since=NOW)
+    seen = settled(
+        an_observation(machine, virtual_machine=a_vm(run_strategy=OFF), instance=leaving)
+    )
+    first = decided(seen)
+    assert (first.status and first.status.phase, first.requeue_after) == (phase, 90.0)
+    late = decided(seen, now=NOW + timedelta(seconds=90)).status
+    assert late is not None
+    assert (late.phase, late.reason, late.retryable) == (phase, "StopTimeout", True)
+    assert late.last_error == (
+        "The VM on node node-1 was told to stop and is still there after 90 s."
+    )
 
 
-def test_a_lost_disk_is_never_replaced() -> None:
-    seen = settled(an_observation())
-    lost = replace(seen, home=None)
-    decision = decide(lost, now=NOW)
+# ---- a spec that cannot be read
+
+
+FAULT = "machine ns/box cannot be read: spec.vcpu: vcpu 0.3 is not a multiple of 0.25"
+
+
+def test_nothing_is_touched_while_the_spec_cannot_be_read() -> None:
+    machine = a_machine(spec={"desired_state": "sleeping"}, finalizers=[])
+    seen = an_observation(machine, fault=FAULT, home=None, virtual_machine=a_vm(applied="x"))
+    decision = decide(seen, now=NOW, limits=LIMITS)
+    assert (decision.actions, decision.questions) == ((), frozenset())
+    assert decision.status is not None
+    assert (decision.status.phase, decision.status.reason) == (Phase.FAILED, "SpecInvalid")
+    assert (decision.status.last_error, decision.status.retryable) == (FAULT, False)
+    assert decision.status.next_sleep_at is None
+
+
+def test_a_machine_that_cannot_be_read_can_be_deleted_and_keeps_its_disk() -> None:
+    stand_in = {"desired_state": "sleeping", "reclaim_policy": "Retain"}
+    machine = a_machine(deletionTimestamp=THEN, spec=stand_in)
+    assert kinds(an_observation(machine, fault=FAULT)) == [do.DeleteVirtualMachine]
+    off = an_observation(machine, fault=FAULT, virtual_machine=None, instance=None)
+    assert kinds(off) == [do.ReleaseHome, do.DeleteSeed]
+    free = a_claim(owned=False)
+    assert kinds(an_observation(machine, fault=FAULT, **NOTHING | {"home": free})) == [
+        do.RemoveFinalizer
+    ]
+
+
+# ---- paused
+
+
+def paused(**parts: Any) -> Observation:
+    return an_observation(
+        a_machine(annotations={PAUSED_ANNOTATION: "true"}, finalizers=[], **parts), **NOTHING
+    )
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, {"deletionTimestamp": THEN}, {"spec": {"desired_state": "sleeping"}}]
+)
+def test_a_paused_machine_is_looked_at_and_left_alone(parts: dict[str, Any]) -> None:
+    decision = decided(paused(**parts))
     assert decision.actions == ()
     assert decision.status is not None
-    assert (decision.status.phase, decision.status.reason) == (Phase.FAILED, "StorageLost")
-    storage = {c.type: c for c in decision.status.conditions}["StorageReady"]
-    assert (storage.status, storage.reason) == ("False", "StorageLost")
-    again = decide(reported(lost, decision.status), now=NOW)
-    assert again.actions == (), "forgotten after the first look"
+    found = {c.type: c for c in decision.status.conditions}["Reconciling"]
+    assert (found.status, found.reason) == ("False", "Paused")
+    assert found.message.endswith("Remove the annotation.")
 
 
-def test_a_lost_disk_is_remembered_when_the_vm_goes_as_well() -> None:
-    seen = settled(an_observation())
-    gone = replace(seen, virtual_machine=None, instance=None)
-    after = settled(gone)
-    assert decide(replace(after, home=None), now=NOW).actions == ()
+def test_what_is_said_of_a_paused_machine_is_asked_for_first() -> None:
+    """A disk whose labels were taken off is not in the caches, and not lost."""
+    known = settled(an_observation())
+    status = known.machine.status.to_dict()
+    machine = a_machine(annotations={PAUSED_ANNOTATION: "true"}, status=status)
+    seen = replace(known, machine=machine, home=None, answered=frozenset())
+    assert decide(seen, now=NOW, limits=LIMITS).questions == {Question.HOME}
 
 
-def test_a_disk_that_never_had_a_volume_is_made_again() -> None:
-    seen = settled(an_observation(home=a_claim(bound=False, capacity_gib=0), instance=None))
-    assert kinds(replace(seen, home=None)) == [do.ApplyHome]
+def test_only_the_word_true_pauses() -> None:
+    awake = a_machine(annotations={PAUSED_ANNOTATION: "false"}, finalizers=[])
+    assert decided(an_observation(awake, **NOTHING)).actions != ()
 
 
-def test_a_disk_that_comes_back_ends_it() -> None:
-    lost = settled(replace(settled(an_observation()), home=None))
-    decision = decide(replace(lost, home=a_claim()), now=NOW)
-    assert decision.status is not None
-    assert decision.status.phase is Phase.RUNNING
+# ---- a status of somebody's making
 
 
-def test_a_machine_whose_disk_is_lost_can_be_destroyed() -> None:
-    lost = settled(replace(settled(an_observation()), home=None))
-    machine = lost.machine.model_copy(
-        update={"metadata": lost.machine.metadata.model_copy(update={"deletionTimestamp": NOW})}
-    )
-    assert kinds(replace(lost, machine=machine)) == [do.DeleteVirtualMachine]
+GARBAGE = {
+    "phase": "running",
+    "reason": "Whatever",
+    "transitions": 7,
+    "last_transition_at": "9999-12-31T23:59:59Z",
+    "last_progress_at": "0001-01-01T00:00:00Z",
+    "node": "nowhere",
+    "addresses": ["1.2.3.4"],
+    "backoff": {"failures": 10**12, "next_retry_at": "9999-12-31T23:59:59Z"},
+    "activity": {
+        "holds": [{"id": "e", "kind": "x", "since": THEN, "expires_at": "9999-12-31T23:59:59Z"}]
+    },
+    "conditions": [
+        {
+            "type": "Stalled",
+            "status": "False",
+            "reason": "X",
+            "message": "",
+            "lastTransitionTime": "yesterday",
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_a_garbage_status_is_repaired(phase: Phase) -> None:
+    seen = an_observation(a_machine(status=GARBAGE | {"phase": phase}), instance=an_instance())
+    status = status_in(seen)
+    assert (status.phase, status.reason) == (Phase.RUNNING, "DesiredStateReached")
+    assert (status.node, status.addresses) == ("node-1", ())
+    assert status.vm is not None
+    down = decided(replace(seen, instance=None)).status
+    assert down is not None
+
+
+def test_a_phase_that_was_made_up_does_not_stop_a_machine_from_being_made() -> None:
+    seen = an_observation(a_machine(status={"phase": "sleeping"}), **NOTHING)
+    assert kinds(seen) == [do.ApplyHome, do.ApplySeed, do.ApplyVirtualMachine]
+
+
+# ---- what is waited for is told
+
+
+def test_a_refused_vm_waits_for_somebody() -> None:
+    refused = a_vm(trouble=Trouble(Reason.QUOTA_EXCEEDED, "exceeded quota: team"))
+    status = status_in(an_observation(virtual_machine=refused, instance=None))
+    assert (status.phase, status.reason) == (Phase.FAILED, "QuotaExceeded")
+    assert status.last_error == "exceeded quota: team"

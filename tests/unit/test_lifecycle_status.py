@@ -10,23 +10,39 @@ import pytest
 
 from machine_operator.api.conditions import ConditionType
 from machine_operator.api.machine import MachineStatus
-from machine_operator.api.names import PAUSED_ANNOTATION
 from machine_operator.api.phases import REASONS, Phase, Reason
-from machine_operator.lifecycle.decision import decide
 from machine_operator.lifecycle.goal import goal_of
-from machine_operator.lifecycle.observation import InstancePhase, Observation, Trouble
+from machine_operator.lifecycle.observation import (
+    InstancePhase,
+    Observation,
+    RunStrategy,
+    Trouble,
+)
+from machine_operator.lifecycle.situation import Situation
 from machine_operator.lifecycle.status import status_of, with_trouble
-from machine_operator.lifecycle.table import Situation
-from tests.support.machines import NOW, a_claim, a_machine, a_vm, an_instance, an_observation
+from tests.support.decisions import answered, conditions
+from tests.support.machines import (
+    LIMITS,
+    NOW,
+    a_claim,
+    a_machine,
+    a_vm,
+    an_instance,
+    an_observation,
+)
 
-LATER = NOW + timedelta(hours=1)
+LATER = NOW + timedelta(minutes=1)
 NOTHING: dict[str, Any] = {"virtual_machine": None, "instance": None, "home": None, "seed": None}
-HALTED = a_vm(run_strategy="Halted")
+HALTED = a_vm(run_strategy=RunStrategy.OFF)
 FULL = Trouble(Reason.UNSCHEDULABLE, "0/3 nodes are available")
 
 
 def status(seen: Observation, now: Any = NOW) -> MachineStatus:
-    return status_of(Situation(seen, goal_of(seen.machine)), now=now)
+    return status_of(situation(seen, now))
+
+
+def situation(seen: Observation, now: Any = NOW) -> Situation:
+    return Situation(answered(seen), goal_of(seen.machine, now=now), now, LIMITS)
 
 
 def with_status(seen: Observation, before: MachineStatus) -> Observation:
@@ -36,10 +52,6 @@ def with_status(seen: Observation, before: MachineStatus) -> Observation:
 def sleeping(**parts: Any) -> Observation:
     machine = a_machine(spec={"desired_state": "sleeping"})
     return an_observation(machine, **({"virtual_machine": HALTED, "instance": None} | parts))
-
-
-def conditions(found: MachineStatus) -> dict[str, tuple[str, str]]:
-    return {c.type: (c.status, c.reason) for c in found.conditions}
 
 
 @pytest.mark.parametrize(
@@ -140,7 +152,7 @@ def test_a_condition_keeps_its_stamp_while_its_status_stays() -> None:
     first = status(waiting)
     second = status(with_status(an_observation(), first), LATER)
     stamps = {c.type: c.lastTransitionTime for c in second.conditions}
-    assert stamps["Ready"] == stamps["Awake"] == "2026-03-01T11:00:00Z"
+    assert stamps["Ready"] == stamps["Awake"] == "2026-03-01T10:01:00Z"
     assert stamps["StorageReady"] == stamps["RestartPending"] == "2026-03-01T10:00:00Z"
 
 
@@ -205,7 +217,7 @@ def test_fields_of_the_gateways_are_never_ours() -> None:
 def test_trouble_with_an_action_keeps_the_phase_that_is_seen() -> None:
     trouble = Trouble(Reason.QUOTA_EXCEEDED, "exceeded quota: team")
     seen = an_observation(**NOTHING)
-    found = with_trouble(Situation(seen, goal_of(seen.machine)), trouble, now=NOW)
+    found = with_trouble(situation(seen), trouble)
     assert (found.phase, found.reason, found.retryable) == (Phase.ACCEPTED, "QuotaExceeded", True)
     assert found.last_error == "exceeded quota: team"
     assert conditions(found)["Ready"] == ("False", "QuotaExceeded")
@@ -215,9 +227,9 @@ def test_trouble_with_an_action_keeps_the_phase_that_is_seen() -> None:
 def test_trouble_that_is_said_again_is_the_same_status() -> None:
     trouble = Trouble(Reason.STORAGE_NOT_RESIZABLE, "cannot grow")
     seen = an_observation()
-    first = with_trouble(Situation(seen, goal_of(seen.machine)), trouble, now=NOW)
+    first = with_trouble(situation(seen), trouble)
     again = with_status(seen, first)
-    assert with_trouble(Situation(again, goal_of(again.machine)), trouble, now=LATER) == first
+    assert with_trouble(situation(again, LATER), trouble) == first
 
 
 # ---- other aspects
@@ -247,19 +259,20 @@ def test_the_status_names_the_vm_and_its_boot() -> None:
     )
 
 
-def test_a_paused_machine_is_left_alone() -> None:
-    machine = a_machine(annotations={PAUSED_ANNOTATION: "true"}, finalizers=[])
-    decision = decide(an_observation(machine, **NOTHING), now=NOW)
-    assert (decision.actions, decision.status) == ((), None)
-    awake = a_machine(annotations={PAUSED_ANNOTATION: "false"}, finalizers=[])
-    assert decide(an_observation(awake, **NOTHING), now=NOW).actions != ()
-
-
 def test_a_message_of_any_length_fits_the_schema() -> None:
     trouble = Trouble(Reason.VIRTUAL_MACHINE_REFUSED, "x" * 100_000)
     seen = an_observation(instance=None, virtual_machine=a_vm(trouble=trouble))
     found = status(seen)
-    assert all(len(c.message) <= 32768 for c in found.conditions)
+    assert len(found.last_error or "") == 2048
+    stalled = next(c for c in found.conditions if c.type == "Stalled")
+    assert stalled.message.endswith(REASONS[trouble.reason].unblocks), "cut off what to do"
+    assert all(len(c.message) <= 4096 for c in found.conditions)
+
+
+def test_a_guest_with_many_networks_fits_the_schema() -> None:
+    many = tuple(f"10.0.{n}.1" for n in range(200))
+    found = status(an_observation(instance=an_instance(addresses=many)))
+    assert found.addresses == many[:64]
 
 
 def test_a_trouble_is_something_that_somebody_has_to_end() -> None:

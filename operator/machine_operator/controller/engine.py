@@ -88,9 +88,7 @@ class Engine:
         self._metrics = metrics or ControllerMetrics(CollectorRegistry())
         self._pace = pace or Pace()
         self.machines = Roster()
-        self.queue: WorkQueue[Key] = WorkQueue(
-            lane=lambda key: key.namespace, sink=self._metrics
-        )
+        self.queue: WorkQueue[Key] = WorkQueue(lane=lambda key: key.namespace, sink=self._metrics)
         self.children = Children(client, enqueue=self._child_changed)
         self.events = EventRecorder(client, component="machine-operator", instance=identity)
         actor = Actor(client, children=self.children, defaults=defaults, wrote_machine=self._wrote)
@@ -103,11 +101,12 @@ class Engine:
             known=self.machines.of,
             now=now,
         )
-        self._leads = asyncio.Event()
-        self.lead(leads)
+        self._leads = leads
         self._measure()
         self._ours: set[Key] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._workers: list[asyncio.Task[None]] = []
+        self._ending: list[asyncio.Task[None]] = []
         self._on_failure = on_failure
         self.failed = False
         """Whether a task ended that never should: the process cannot go on."""
@@ -120,34 +119,43 @@ class Engine:
     def _measure(self) -> None:
         self._metrics.workers(self._pace.workers)
         self._metrics.ask_queue(self.queue.in_progress)
-        self._metrics.ask_machines(
-            phases=self.machines.by_phase, not_ready=self.machines.not_ready
-        )
+        self._metrics.ask_machines(phases=self.machines.by_phase, not_ready=self.machines.not_ready)
 
     # ---- life
 
     def lead(self, leads: bool) -> None:
-        """Whether this process is the one that works."""
-        if leads:
-            self._leads.set()
-        else:
-            self._leads.clear()
+        """Whether this process is the one that works. Passes that are under way when it no longer is are cut off at
+        their next request; caches and queue stay warm.
+        """
+        self._leads = leads
+        if not self._tasks:
+            return
+        if leads and not self._workers:
+            names = (f"worker {number}" for number in range(self._pace.workers))
+            self._workers = [self._begin(self._work(), name) for name in names]
+        elif not leads:
+            for task in self._workers:
+                task.cancel()
+            self._ending += self._workers
+            self._workers = []
 
     async def start(self) -> None:
-        """Start informers and workers."""
-        self._begin(self.children.run(), "informers")
-        self._begin(self.events.run(), "events")
-        self._begin(self._when_synced(), "resync")
-        self._begin(self._sweep(), "sweeper")
-        for number in range(self._pace.workers):
-            self._begin(self._work(), f"worker {number}")
+        """Start informers, and workers where this process leads."""
+        self._tasks = [
+            self._begin(self.children.run(), "informers"),
+            self._begin(self.events.run(), "events"),
+            self._begin(self._when_synced(), "resync"),
+            self._begin(self._sweep(), "sweeper"),
+        ]
+        self.lead(self._leads)
 
-    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(self._ended)
-        self._tasks.append(task)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        self._ending = [other for other in self._ending if other is not task]
         if not task.cancelled():
             log.critical("%s ended: %r", task.get_name(), task.exception())
             self.failed = True
@@ -155,10 +163,11 @@ class Engine:
 
     async def stop(self) -> None:
         """End them; a pass that is under way is cut off at its next request, which is safe."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._workers, *self._ending]
+        self._tasks, self._workers, self._ending = [], [], []
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # ---- intake
 
@@ -169,13 +178,23 @@ class Engine:
             case News.ASKED:
                 if not self._may_work(key):
                     return  # looked at once the caches are complete
-                self.queue.add(key, priority=Priority.RESYNC if listed else Priority.USER)
+                self.queue.add(key, priority=self._priority(key, listed=listed))
             case News.STATUS:
                 self.queue.add_calmly(key, _ECHO)
             case News.GONE:
                 self.lost_machine(obj)
             case News.NOTHING:
                 pass
+
+    def _priority(self, key: Key, *, listed: bool) -> Priority:
+        """A new machine is worked on in turn with those that are on their way up: starting more of them than can be
+        finished helps nobody. Who changes one that is there waits for it.
+        """
+        if listed:
+            return Priority.RESYNC
+        known = self.machines.get(key)
+        new = known is None or FINALIZER not in known.machine.metadata.finalizers
+        return Priority.NORMAL if new else Priority.USER
 
     def _may_work(self, key: Key) -> bool:
         """Before the caches are complete, "is not there" means nothing, except for a Machine without our finalizer:
@@ -243,14 +262,16 @@ class Engine:
 
     async def _work(self) -> None:
         while True:
-            await self._leads.wait()
             key = await self.queue.get()
             try:
                 outcome = await self._pass(key)
+            except asyncio.CancelledError:
+                self.queue.add(key)  # cut off in the middle: for whoever works on
+                raise
             finally:
                 self.queue.done(key)
             if outcome.retry:
-                self.queue.retry(key, at_least=outcome.at_least)
+                self.queue.retry(key, at_least=outcome.at_least, at_most=outcome.at_most)
                 continue
             self.queue.forget(key)
             if outcome.requeue_after is not None:
@@ -279,7 +300,7 @@ class Engine:
             log.error("machine %s: a pass took longer than %.0f s", key, limit)
         except KubeError as error:
             log.warning("machine %s: %s", key, error)
-            return Outcome(retry=True, at_least=error.retry_after or 0.0)
+            return Outcome.after(error)
         except Exception:
             log.exception("machine %s: an error that is ours", key)
         return Outcome(retry=True)

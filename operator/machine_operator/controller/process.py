@@ -118,15 +118,9 @@ class _Process:
             self._stop.set()
 
     def _leads(self, leads: bool) -> None:
+        # A lost lease cuts off what is under way, as the end of the process would; but caches stay warm for the next turn.
         self._metrics.leading(self._settings.lease_name, leads)
         self._engine.lead(leads)
-        if not leads and not self._stop.is_set():
-            # Whoever leads now works on what we may be in the middle of. A new process starts with a clean slate.
-            self._lost = (
-                "the lease was lost: this process ends, and stands by again when started anew"
-            )
-            log.error("%s", self._lost)
-            self._stop.set()
 
     async def _step_down(self) -> None:
         """Give the Lease back, so that the next one need not wait for it to expire."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
@@ -219,16 +220,21 @@ class WorkQueue(Generic[K]):
         self._set_alarm()
 
     def retry(
-        self, key: K, *, at_least: float = 0.0, priority: Priority = Priority.NORMAL
+        self,
+        key: K,
+        *,
+        at_least: float = 0.0,
+        at_most: float = math.inf,
+        priority: Priority = Priority.NORMAL,
     ) -> float:
-        """Have `key` looked at again after its back-off; returns the pause in seconds."""
+        """Have `key` looked at again after its back-off, which is cut at `at_most`; returns the pause in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         self._metrics.queue_retried()
-        # Full jitter, so that what failed together does not come back together; but never at once.
-        shortest = self._base / 2
-        pause = shortest + (self._pause(failures) - shortest) * self._uniform()
-        pause = max(pause, at_least)
+        # Jitter, so that what failed together does not come back together; half of the pause is certain, so that what
+        # fails for hours is not tried more often by luck.
+        pause = self._pause(failures) * (0.5 + 0.5 * self._uniform())
+        pause = max(min(pause, at_most), at_least)
         self.add_after(key, pause, priority=priority)
         return pause
 

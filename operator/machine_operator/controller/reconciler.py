@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,15 @@ from machine_operator.controller.actor import Actor
 from machine_operator.controller.journal import Journal
 from machine_operator.controller.observer import Observer
 from machine_operator.controller.troubles import trouble_of
-from machine_operator.kube.errors import ApiError, Conflict, KubeError, NotFound
+from machine_operator.kube.errors import (
+    ApiError,
+    Conflict,
+    KubeError,
+    NotFound,
+    ServerError,
+    TooManyRequests,
+    Unreachable,
+)
 from machine_operator.lifecycle import actions as do
 from machine_operator.lifecycle.decision import Decision, decide
 from machine_operator.lifecycle.goal import goal_of
@@ -38,6 +47,9 @@ _SOON = 0.5
 
 _DETAILS = 3.0
 """Seconds for which a change of details may wait for company."""
+
+_OUTAGE = 30.0
+"""Seconds between two tries while the API server or a webhook is away."""
 
 _ROUNDS = 4
 """Times that a pass acts. More rounds than that would mean that its writes change nothing."""
@@ -63,13 +75,22 @@ class Outcome:
         requeue_after: look again in so many seconds; None: only when something changes.
         gone: there is no such Machine any more: forget it. kopf does not tell of those that vanished while its watch
             was down, and their children would be made and garbage-collected in turns.
-        retry: something failed: look again after the back-off, and at least `at_least` seconds from now.
+        retry: something failed: look again after the back-off, at least `at_least` and at most `at_most` seconds from
+            now.
     """
 
     requeue_after: float | None = None
     retry: bool = False
     gone: bool = False
     at_least: float = 0.0
+    at_most: float = math.inf
+
+    @classmethod
+    def after(cls, error: KubeError) -> Outcome:
+        """To be tried again. Where the server is away, soon after it is back, however long that took."""
+        away = isinstance(error, Unreachable | ServerError | TooManyRequests)
+        wait = error.retry_after or 0.0
+        return cls(retry=True, at_least=wait, at_most=_OUTAGE if away else math.inf)
 
     @property
     def result(self) -> Literal["success", "requeue_after", "error"]:
@@ -180,7 +201,7 @@ class Reconciler:
         if trouble is None:
             # The server has a hiccup: nothing that people need to see.
             log.info("%s: %s; looking again", name, error)
-            return Outcome(retry=True, at_least=error.retry_after or 0.0)
+            return Outcome.after(error)
         seen = self._observer.observe(machine, fault=known.fault)
         now = self._now()
         at = Situation(seen, goal_of(machine, now=now), now, self._limits)
@@ -188,7 +209,7 @@ class Reconciler:
             await self._write(machine, with_trouble(at, trouble))
         except KubeError as second:
             log.warning("%s: the status could not be written: %s", name, second)
-        return Outcome(retry=True, at_least=error.retry_after or 0.0)
+        return Outcome.after(error)
 
     # ---- report
 

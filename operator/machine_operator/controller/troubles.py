@@ -11,6 +11,7 @@ from machine_operator.kube.errors import (
     NotFound,
     ServerError,
 )
+from machine_operator.kubevirt.readers import over_a_limit
 from machine_operator.lifecycle import actions as do
 from machine_operator.lifecycle.observation import Trouble
 
@@ -24,7 +25,7 @@ def trouble_of(action: do.Action, error: ApiError) -> Trouble | None:
             return None
         case Forbidden() if "being terminated" in error.message:
             return None  # the namespace goes, and this Machine with it
-        case Forbidden() if "quota" in error.message:
+        case Forbidden() if over_a_limit(error.message):
             return Trouble(Reason.QUOTA_EXCEEDED, error.message)
         case ServerError() if "failed calling webhook" in error.message:
             return Trouble(Reason.KUBEVIRT_NOT_AVAILABLE, error.message)

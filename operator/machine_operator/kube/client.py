@@ -16,7 +16,6 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Any
 
 import aiohttp
@@ -86,12 +85,7 @@ class KubeClient:
         self.streams_lists = True
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._renewal is not None:
             self._renewal.cancel()
         await self._transport.close()
@@ -230,11 +224,7 @@ class KubeClient:
         return await self.request("GET", resource.path(namespace=namespace), params=params)
 
     async def create(
-        self,
-        resource: Resource,
-        body: Object,
-        *,
-        namespace: str | None = None,
+        self, resource: Resource, body: Object, *, namespace: str | None = None
     ) -> Object:
         """POST a new object.
 
@@ -358,8 +348,7 @@ class KubeClient:
         annotation `k8s.io/initial-events-end` tells where that ends. Then it goes on as `watch` does.
 
         Raises:
-            Invalid: this server cannot do that; list instead.
-            KubeError: as `watch`.
+            Invalid: this server cannot do that; list instead. Otherwise as `watch`.
         """
         params = _selectors(label_selector, field_selector)
         params |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}

@@ -26,7 +26,15 @@ from machine_operator.lifecycle.observation import (
     VirtualMachineView,
 )
 
-__all__ = ["machine_uid", "read_claim", "read_instance", "read_node", "read_seed", "read_vm"]
+__all__ = [
+    "machine_uid",
+    "over_a_limit",
+    "read_claim",
+    "read_instance",
+    "read_node",
+    "read_seed",
+    "read_vm",
+]
 
 Object = Mapping[str, Any]
 
@@ -88,9 +96,22 @@ def _vm_trouble(conditions: Mapping[str, Object], status: Object, printable: str
 
 
 def _refusal(message: str) -> Trouble:
-    # "exceeded quota", "failed quota: ... must specify"; LimitRanger names only itself as "usage per Pod is ...".
-    quota = "quota: " in message or " per Pod is " in message or " per Container is " in message
+    quota = over_a_limit(message)
     return Trouble(Reason.QUOTA_EXCEEDED if quota else Reason.VIRTUAL_MACHINE_REFUSED, message)
+
+
+def over_a_limit(message: str) -> bool:
+    """Whether a ResourceQuota or a LimitRange refused something, by the words of the refusal.
+
+    "exceeded quota: ...", "failed quota: ... must specify". LimitRanger names only itself: "maximum ... usage per Pod
+    is ..."; and its upper bound becomes the limit of a container that has none, which then is below the request.
+    """
+    ranges = " per Pod is ", " per Container is ", " per PersistentVolumeClaim is "
+    return (
+        "quota: " in message
+        or any(words in message for words in ranges)
+        or ("must be less than or equal to " in message and " limit of " in message)
+    )
 
 
 def read_instance(obj: Object) -> InstanceView:

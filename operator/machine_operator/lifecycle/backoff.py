@@ -68,10 +68,12 @@ def _crashed(at: Situation) -> bool:
 
 def _gave_up(at: Situation) -> bool:
     """The start takes too long, or ended in nothing: first told now."""
-    if at.phase_before is Phase.FAILED and at.seen.machine.status.backoff is not None:
-        told = at.seen.machine.status.reason in (Reason.START_TIMEOUT, Reason.CRASH_LOOP)
-        return at.down and not told
-    return at.start_overdue or (at.down and not at.guest_powered_off)
+    status = at.seen.machine.status
+    told = status.reason in (Reason.START_TIMEOUT, Reason.CRASH_LOOP)
+    planned = status.backoff is not None and status.backoff.next_retry_at is not None
+    if at.phase_before is Phase.FAILED and told and planned:
+        return False
+    return at.stuck or (at.down and not at.guest_powered_off and not at.blocked)
 
 
 def retry_is_due(at: Situation) -> bool:

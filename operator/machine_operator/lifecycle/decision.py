@@ -51,12 +51,12 @@ def decide(seen: Observation, *, now: datetime, limits: Limits) -> Decision:
         limits: how long things may take.
     """
     at = Situation(seen, goal_of(seen.machine, now=now), now, limits)
-    if seen.machine.metadata.annotations.get(PAUSED_ANNOTATION) == "true":
-        return Decision((), status_of(at))
     questions = questions_of(at) - seen.answered
     if questions:
         return Decision((), None, questions=questions)
     status = status_of(at)
+    if seen.machine.metadata.annotations.get(PAUSED_ANNOTATION) == "true":
+        return Decision((), status, next_look(at, status))
     if at.goal.state is DesiredState.DESTROYED:
         actions, last = _end(seen)
         gone = last or (not actions and _deleted(seen) and status.phase is Phase.DESTROYED)
@@ -106,7 +106,7 @@ def _request(at: Situation, status: MachineStatus) -> PowerRequest | None:
     if at.guest_powered_off:
         return _written(at, Power.SLEEPING, by=GUEST, reason="the guest powered itself off")
     due = status.next_sleep_at
-    if at.answers and due is not None and due <= at.now:
+    if at.may_autosleep and due is not None and due <= at.now:
         reason = f"nobody used it for {at.seen.machine.spec.autosleep}"
         return _written(at, Power.SLEEPING, by=AUTOSLEEP, reason=reason)
     return None

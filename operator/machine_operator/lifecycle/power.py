@@ -36,7 +36,7 @@ def _power_cycle(at: Situation) -> bool:
     """Only switching it off and on again helps."""
     if not at.on:
         return False
-    if at.phase_before is Phase.FAILED and retry_is_due(at) and (at.down or at.start_overdue):
+    if at.phase_before is Phase.FAILED and retry_is_due(at) and (at.down or at.stuck):
         return True
     if at.displaced and at.instance_phase is InstancePhase.SUCCEEDED:
         return True  # its node was drained; KubeVirt takes the clean shutdown for the guest's own

@@ -6,10 +6,10 @@ disk whose labels somebody took off vanishes from a cache that selects by them.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Final
 
 from machine_operator.api.phases import DesiredState
+from machine_operator.lifecycle.clocks import after
 from machine_operator.lifecycle.observation import Question
 from machine_operator.lifecycle.situation import Situation
 
@@ -44,4 +44,4 @@ def _waits_long_for_its_disk(at: Situation) -> bool:
     home = at.seen.home
     if home is None or home.bound or home.created_at is None or at.answers:
         return False
-    return home.created_at + timedelta(seconds=UNBOUND_PATIENCE) <= at.now
+    return after(home.created_at, UNBOUND_PATIENCE) <= at.now

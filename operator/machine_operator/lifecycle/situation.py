@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from machine_operator.api.names import ADOPT_ANNOTATION
 from machine_operator.api.phases import DesiredState, Phase, Reason
+from machine_operator.lifecycle.clocks import after, rising_since
 from machine_operator.lifecycle.goal import Goal
 from machine_operator.lifecycle.limits import Limits
 from machine_operator.lifecycle.observation import (
@@ -18,8 +19,6 @@ from machine_operator.lifecycle.observation import (
 )
 
 __all__ = ["Situation"]
-
-_RISING = frozenset({Phase.ACCEPTED, Phase.PLACEMENT_PENDING, Phase.STARTING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class Situation:
     def lasted(self, seconds: float) -> bool:
         """The phase that the status has now has lasted so long."""
         since = self.seen.machine.status.last_transition_at
-        return since is not None and since + timedelta(seconds=seconds) <= self.now
+        return since is not None and after(since, seconds) <= self.now
 
     # ---- the disk
 
@@ -71,13 +70,19 @@ class Situation:
                 return None
             message = f"There is no PersistentVolumeClaim {named}, which {ADOPT_ANNOTATION} names."
             return Trouble(Reason.STORAGE_NOT_AVAILABLE, message)
-        if home.machine_uid == machine.uid or not home.labelled:
+        known = self.seen.machine.status.vm
+        had = known is not None and known.home_claim is not None
+        # The disk that we had is ours without labels as well; one to adopt has to carry a machine's.
+        if home.machine_uid == machine.uid or (had and not home.machine_uid):
             return None
-        if home.machine != machine.name or home.foreign_owner or home.owned:
-            whose = "still in use" if home.owned else f"of the machine {home.machine!r}"
-            message = f"The PersistentVolumeClaim {home.name} is {whose} and cannot be adopted."
-            return Trouble(Reason.VIRTUAL_MACHINE_FOREIGN, message)
-        return None
+        if (had or named is not None) and home.labelled and home.machine == machine.name:
+            if not (home.owned or home.foreign_owner):
+                return None
+            whose = "still in use"
+        else:
+            whose = f"of the machine {home.machine!r}" if home.machine else "not a machine's disk"
+        message = f"The PersistentVolumeClaim {home.name} is {whose} and cannot be adopted."
+        return Trouble(Reason.VIRTUAL_MACHINE_FOREIGN, message)
 
     # ---- what is wrong
 
@@ -94,6 +99,11 @@ class Situation:
     def troubled_by(self, *reasons: Reason) -> bool:
         """Whether the root cause is one of these."""
         return self.trouble is not None and self.trouble.reason in reasons
+
+    @property
+    def blocked(self) -> bool:
+        """It is known what is in the way, so that no start is tried, and none counts as gone wrong."""
+        return self.seen.fault is not None or self.storage_lost or self.trouble is not None
 
     @property
     def node_lost(self) -> bool:
@@ -123,6 +133,18 @@ class Situation:
             and instance.phase is InstancePhase.RUNNING
             and instance.ready
             and not instance.deleting
+        )
+
+    @property
+    def may_autosleep(self) -> bool:
+        """The guest runs, and nothing is wrong with it that a shutdown would make worse."""
+        instance = self.seen.instance
+        return (
+            instance is not None
+            and instance.phase is InstancePhase.RUNNING
+            and not instance.deleting
+            and not self.node_lost
+            and self.trouble is None
         )
 
     @property
@@ -173,34 +195,33 @@ class Situation:
     @property
     def stop_overdue(self) -> bool:
         """The VMI outlives its grace period."""
-        instance = self.seen.instance
-        since = instance.deleting_since if instance is not None else None
-        return since is not None and since + self._stop_limit <= self.now
+        due = self.stop_due_at
+        return due is not None and due <= self.now
 
     @property
     def stop_due_at(self) -> datetime | None:
         """When the stop that is under way becomes overdue."""
         instance = self.seen.instance
         since = instance.deleting_since if instance is not None else None
-        return None if since is None else since + self._stop_limit
-
-    @property
-    def _stop_limit(self) -> timedelta:
-        return timedelta(seconds=self.limits.grace + self.limits.stop)
+        return None if since is None else after(since, self.limits.grace + self.limits.stop)
 
     @property
     def start_overdue(self) -> bool:
         """The guest should have answered by now, and nobody says why not; stays so until it answers or is off."""
         if self.goal.state is not DesiredState.RUNNING or self.answers:
             return False
-        if self.trouble is not None or self.unprovided:
+        if self.blocked or self.unprovided:
             return False
         before = self.seen.machine.status
         if before.phase is Phase.FAILED and before.reason == Reason.START_TIMEOUT:
             return self.on and (self.seen.instance is None or self.same_instance)
-        return before.phase in _RISING and self.lasted(self.limits.start)
+        since = rising_since(before)
+        return since is not None and after(since, self.limits.start) <= self.now
 
     @property
-    def rising(self) -> bool:
-        """It was on its way up when the status was written."""
-        return self.phase_before in _RISING
+    def stuck(self) -> bool:
+        """The start takes too long, and no guest runs: only another start helps.
+
+        One that runs and only does not answer is left alone: somebody may be at work in it.
+        """
+        return self.start_overdue and self.instance_phase is not InstancePhase.RUNNING

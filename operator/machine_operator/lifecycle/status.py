@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 from machine_operator.api.conditions import (
     Condition,
@@ -29,6 +30,12 @@ from machine_operator.lifecycle.words import explain
 
 __all__ = ["status_of", "with_trouble"]
 
+_LONGEST: Final = 2048
+"""Characters of a text of somebody else's. It is told in several places, and a status has to stay small."""
+
+_MOST_ADDRESSES: Final = 64
+"""As the CRD has it: a guest that runs containers has an address for each of their networks."""
+
 _TRANSITIONAL = frozenset(set(Phase) - SETTLED - {Phase.FAILED})
 
 
@@ -51,6 +58,7 @@ def _status(
     at: Situation, *, phase: Phase, reason: Reason, error: str | None, backoff: Backoff | None
 ) -> MachineStatus:
     machine, before, now = at.seen.machine, at.seen.machine.status, at.now
+    error = error[:_LONGEST] if error is not None else None
     moved = before.phase is not phase
     transitions = (before.transitions or 0) + (1 if moved else 0)
     request = before.power_request
@@ -71,13 +79,13 @@ def _status(
         transitions=transitions,
         observedGeneration=machine.metadata.generation,
         conditions=conditions,
-        desired_power=DesiredPower(state=at.goal.state, why=at.goal.why),
+        desired_power=DesiredPower(state=at.goal.state, why=at.goal.why[:_LONGEST]),
         next_sleep_at=_next_sleep(at, phase=phase, since=now if moved else None),
         wake_count=(before.wake_count or 0) + (1 if woke else 0),
         effective=_effective(at),
         vm=_reference(at),
         node=instance.node if instance else None,
-        addresses=instance.addresses if instance else (),
+        addresses=instance.addresses[:_MOST_ADDRESSES] if instance else (),
         backoff=backoff,
     )
 
@@ -149,8 +157,8 @@ def _conditions(
 def _condition(
     kind: ConditionType, status: ConditionStatus, reason: Reason, message: str
 ) -> Condition:
-    # A webhook's text has no bound, a condition's message has (metav1.Condition).
-    return Condition(type=kind, status=status, reason=reason, message=message[:32_768])
+    # A webhook's text has no bound; what to do about it is added to it.
+    return Condition(type=kind, status=status, reason=reason, message=message[: 2 * _LONGEST])
 
 
 def _ready(at: Situation, phase: Phase, reason: Reason, error: str | None) -> Condition:
