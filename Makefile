@@ -41,8 +41,9 @@ format: $(STAMP) ## Format the code
 crds: $(STAMP) ## Write the CRDs again from the models
 	$(BIN)/machine-operator crds > crds/machines.yaml
 
-docs: $(STAMP) ## Write docs/machine.md again from the models
+docs: $(STAMP) ## Write docs/machine.md and docs/lifecycle.md again from the models and tables
 	$(BIN)/python scripts/machine-docs > docs/machine.md
+	$(BIN)/python scripts/lifecycle-docs > docs/lifecycle.md
 
 lock: $(STAMP) ## Lock the dependencies of pyproject.toml again (by version and hash)
 	$(BIN)/pip install -q uv

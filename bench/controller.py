@@ -25,6 +25,11 @@ from figures import Report
 from plane import prepare
 from rounds import Planes
 
+from machine_operator.kube.errors import KubeError
+from machine_operator.local.toolchain import BinariesError
+
+_REPEATS = 4
+
 PARTS = ("rates", "writes", *crowd.PARTS, "cluster")
 
 
@@ -60,16 +65,15 @@ def main() -> int:
     try:
         with scratch(arguments.scratch) as directory:
             failures = _measure(report, directory, arguments)
-    except BenchError as error:
+    except (BenchError, BinariesError, KubeError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("bench: interrupted; everything was taken down", file=sys.stderr)
         return 130
     report.show()
-    reduced = arguments.quick or arguments.repeats or arguments.crowd
-    whole = not (arguments.parts or reduced or failures)
-    if arguments.output or whole:
+    report.raw["not measured"] = failures
+    if arguments.output or not (arguments.parts or _reduced(arguments)):
         print(f"written: {report.write(arguments.output)}")
     for failure in failures:
         print(f"bench: {failure}", file=sys.stderr)
@@ -82,13 +86,13 @@ def _measure(report: Report, directory: Path, arguments: argparse.Namespace) -> 
     size = _QUICK if arguments.quick else Size()
     if arguments.crowd:
         size = replace(size, crowd=arguments.crowd)
-    repeats: int = arguments.repeats or (1 if arguments.quick else 4)
+    repeats: int = arguments.repeats or (1 if arguments.quick else _REPEATS)
     failures: list[str] = []
 
     def attempt(name: str, work: Callable[[], None]) -> None:
         try:
             work()
-        except BenchError as error:
+        except (BenchError, KubeError, OSError) as error:
             failures.append(f"{name}: {error}")
             progress(f"bench: {failures[-1]}")
 
@@ -128,6 +132,12 @@ def _jobs(
     if chosen:
         todo = crowd.Crowd(report, size.crowd, probes=size.probes, repeats=repeats)
         yield "crowd", lambda: todo.measure(planes, chosen, attempt=attempt)
+
+
+def _reduced(arguments: argparse.Namespace) -> bool:
+    """Whether it is too little for the results file."""
+    repeats: int = arguments.repeats or _REPEATS
+    return bool(arguments.quick or arguments.crowd) or repeats < _REPEATS
 
 
 def _arguments() -> argparse.Namespace:

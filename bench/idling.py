@@ -31,6 +31,6 @@ def measure(report: Report, plane: Plane, operator: Process) -> None:
     others = [r for r in requests if not r.is_watch]
     report.raw["idle"] = {"watches": by_kind(watches), "others": by_kind(others), "cpu": used}
     name = f"requests in {took:.0f} s at rest, without leases and watches"
-    report.add(single(name, len(others), "", limit=0))
+    report.add(single(name, len(others), "", limit=0, least=0))
     report.add(single("  watches begun again", len(watches), ""))
     report.add(single("  operator's processor", used, "%", limit=_CPU))

@@ -91,8 +91,8 @@ def _throughput(rounds: Rounds, rate: float) -> list[Figure]:
     figures.append(measured(f"  operator over {Arm.WRITING}", ratios, "x"))
     figures += [measured(f"  {arm}", [ready(r) for r in rounds[rate, arm]], "1/s") for arm in Arm]
     lost, wrong = sum(r.lost for r in ours), sum(r.wrong_children for r in ours)
-    figures.append(single("  lost by the operator", lost, "machines", limit=0))
-    figures.append(single("  children missing or too many", wrong, "objects", limit=0))
+    figures.append(single("  lost by the operator", lost, "machines", limit=0, least=0))
+    figures.append(single("  children missing or too many", wrong, "objects", limit=0, least=0))
     late = [1000 * r.late for r in ours]
     figures.append(measured("  a create was late by at most", late, "ms"))
     peaks = [r.rss for r in ours]

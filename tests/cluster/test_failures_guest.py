@@ -64,8 +64,6 @@ def test_a_guest_that_powers_itself_off_sleeps_and_is_no_crash(machine: Machine)
     assert "backoff" not in status
     assert machine.cluster.items("vmi", namespace=machine.namespace) == []
     until(lambda: machine.events("GuestPoweredOff"), "an Event about it", timeout=10)
-    # What Git says next counts again.
-    machine.power("sleeping").power("running")
 
 
 def test_a_guest_that_dies_before_it_was_up_is_told_as_kubevirt_counts_it(machine: Machine) -> None:

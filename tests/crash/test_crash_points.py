@@ -91,7 +91,7 @@ def test_every_write_can_be_the_last(name: str, lost_answer: bool) -> None:
     # What all stories have in common, up to running, is told once.
     whole_way = name in ("create", "delete-while-starting")
     common = 0 if whole_way else run_virtual(tell(start), rounds=_ROUNDS)[2]
-    assert writes > common
+    assert common < writes <= 60, f"{writes} writes: it goes round and round"
     for number in range(common + 1, writes + 1):
         death = {"die_at": number, "lost_answer": lost_answer}
         world, witness, _ = run_virtual(tell(story, **death), rounds=_ROUNDS)
@@ -100,6 +100,10 @@ def test_every_write_can_be_the_last(name: str, lost_answer: bool) -> None:
         assert witness.faults == [], told
         for plural in ONE_OF_A_KIND:
             assert len(witness.ever[plural]) == 1, f"{told}: more than one of {plural}"
+        if (
+            name != "crash-loop"
+        ):  # while nobody counts, KubeVirt starts a crashing guest again and again
+            assert world.kubevirt.starts == whole.kubevirt.starts, f"{told}: other starts"
         for machine in world.api.all("machines"):
             assert trespasses(world.api, machine["metadata"]["name"]) == [], told
         tally.count("crash points")
@@ -115,7 +119,7 @@ def test_dying_again_and_again_still_gets_there(name: str) -> None:
         plot = asyncio.ensure_future(STORIES[name](world))
         lives = 0
         while not plot.done():
-            assert lives < 60, "no progress over so many lives"
+            assert lives < 300, f"no progress over so many lives: {world.describe()}"
             process = Operator(world.api, die_at=2, lost_answer=bool(lives % 2))
             await process.start()
             death = asyncio.ensure_future(process.client.dead.wait())

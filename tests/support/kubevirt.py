@@ -65,7 +65,6 @@ class FakeKubeVirt:
         self.lost_nodes: set[str] = set()
         self.cordoned: set[str] = set()
         self.starts: list[str] = []
-        self.most_instances = 0
         self._loop = asyncio.get_running_loop()
         self._due: dict[str, float] = {}
         self._claims = Claims(api, self)
@@ -180,8 +179,6 @@ class FakeKubeVirt:
         vm = self._get(VMS, name)
         if vm is not None:
             self._vms.sync(name, vm, self._get(VMIS, name))
-        count = sum(vmi["metadata"]["name"] == name for vmi in self.api.all(VMIS))
-        self.most_instances = max(self.most_instances, count)
 
     def _webhook(self, request: Request) -> ApiError | None:
         mine = request.plural in (VMS, VMIS) and request.subresource != "status"

@@ -79,8 +79,9 @@ class Claims:
             return True
         return any(
             (volume.get("persistentVolumeClaim") or {}).get("claimName") == name
-            for vmi in self._api.all(VMIS)
-            for volume in vmi["spec"].get("volumes") or []
+            for (plural, _, _), vmi in self._api.objects.items()
+            if plural == VMIS
+            for volume in vmi.body["spec"].get("volumes") or []
         )
 
     def _protect(self, name: str, *, on: bool) -> None:

@@ -32,7 +32,7 @@ __all__ = ["answers", "machines", "moments", "observations"]
 _BASE = datetime(2026, 3, 1, 10, 0, tzinfo=UTC)
 _SECONDS = (-3600, -1, 0, 0.00025, 1, 10, 20, 29, 30, 60, 89, 90, 299, 300, 301, 599, 600, 86_400)
 _ENDS = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
-_LONG = "pods are forbidden: exceeded quota \u2713 " * 2000
+_LONG = "pods are forbidden: exceeded quota \u2713 " * 130
 
 moments = st.sampled_from([_BASE + timedelta(seconds=s) for s in _SECONDS]) | st.datetimes(
     min_value=datetime(2026, 1, 1), max_value=datetime(2036, 1, 1), timezones=st.just(UTC)
@@ -223,6 +223,7 @@ def observations(draw: st.DrawFn) -> Observation:
         wanted=WANTED,
         virtual_machine=draw(_MAYBE_VM),
         instance=draw(_MAYBE_INSTANCE),
+        failed_instance=draw(st.sampled_from([None, None, "vmi-uid", "another-vmi"])),
         home=draw(_MAYBE_HOME),
         seed=None if seed is None else a_seed(applied=seed),
         node=draw(_nodes),

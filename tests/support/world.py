@@ -190,7 +190,7 @@ class World:
         """Somebody deletes the VM; with `orphan` its VMI stays."""
         vm = self.vm_name(name)
         self.api.remove("virtualmachines", vm, propagation="Orphan" if orphan else "Background")
-        if orphan:
+        if orphan and ("virtualmachines", "ns", vm) in self.api.objects:
             free: Object = {"finalizers": []}
             self.api.edit("virtualmachines", vm, lambda obj: obj["metadata"].update(free))
 

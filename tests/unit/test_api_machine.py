@@ -14,6 +14,7 @@ from machine_operator.api.machine import (
     MachineSpec,
     MachineStatus,
     read_machine,
+    read_machine_anyway,
 )
 from machine_operator.api.phases import DesiredState, Phase, ReclaimPolicy
 
@@ -49,6 +50,7 @@ FULL_STATUS: dict[str, Any] = {
         "at": THEN,
         "sequence": 1,
         "spec_desired_state": "running",
+        "last_touch_at": THEN,
     },
     "activity": {
         "last_touch_at": THEN,
@@ -65,7 +67,7 @@ FULL_STATUS: dict[str, Any] = {
     },
     "node": "n",
     "addresses": ["10.0.0.1", "fd00::1"],
-    "backoff": {"failures": 0, "next_retry_at": THEN},
+    "backoff": {"failures": 0, "next_retry_at": THEN, "instance_uid": "i"},
 }
 
 
@@ -186,6 +188,59 @@ def test_an_unreadable_object_is_named_with_each_fault() -> None:
 def test_what_is_no_machine_is_refused(obj: dict[str, Any]) -> None:
     with pytest.raises(MachineError, match="cannot be read"):
         read_machine(obj)
+
+
+# ---- read as far as possible
+
+
+def test_a_readable_machine_has_no_fault() -> None:
+    obj = machine(status=FULL_STATUS)
+    assert read_machine_anyway(obj) == (read_machine(obj), None)
+
+
+@pytest.mark.parametrize(
+    ("status", "kept"),
+    [
+        ("nonsense", {}),
+        ([1], {}),
+        ({"phase": "melting"}, {}),
+        (
+            {"phase": "running", "transitions": -1, "wake_count": 4},
+            {"phase": "running", "wake_count": 4},
+        ),
+        ({"power_request": {"state": "off"}, "node": "n"}, {"node": "n"}),
+        ({"conditions": [{"type": "?"}], "vm": {"name": "m"}}, {"vm": {"name": "m"}}),
+        ({"last_transition_at": "yesterday", "backoff": 3}, {}),
+    ],
+)
+def test_of_a_garbage_status_only_what_can_be_read_counts(
+    status: Any, kept: dict[str, Any]
+) -> None:
+    read, fault = read_machine_anyway(machine(status=status))
+    assert fault is None, "a status is nobody's mistake but is written again"
+    assert read.spec == MachineSpec.model_validate(SIZES)
+    assert read.status == MachineStatus.model_validate(kept)
+
+
+@pytest.mark.parametrize("status", [None, FULL_STATUS, {"phase": "melting", "node": "n"}])
+def test_a_spec_that_cannot_be_read_is_stood_in_for(status: dict[str, Any] | None) -> None:
+    obj = machine(spec=SIZES | {"vcpu": 0.3, "reclaim_policy": "Delete"})
+    if status is not None:
+        obj["status"] = status
+    read, fault = read_machine_anyway(obj)
+    assert fault is not None
+    assert fault.startswith("machine team/hello cannot be read: spec.vcpu: ")
+    assert "status" not in fault
+    assert read.metadata == read_machine(machine()).metadata
+    assert read.spec.desired_state is DesiredState.SLEEPING
+    assert read.spec.reclaim_policy is ReclaimPolicy.RETAIN, "nothing is lost for a mistake"
+    if status is not None:
+        assert read.status.node == "n"
+
+
+def test_what_is_no_machine_cannot_be_stood_in_for() -> None:
+    with pytest.raises(MachineError, match="cannot be read"):
+        read_machine_anyway(machine(kind="Pod"))
 
 
 def test_models_are_immutable() -> None:

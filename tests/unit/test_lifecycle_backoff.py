@@ -83,6 +83,15 @@ def test_the_same_crash_is_counted_once() -> None:
     assert decided(seen, now=NOW + SECOND).status == decided(seen).status
 
 
+def test_a_crash_that_was_over_before_anybody_looked_is_counted_once() -> None:
+    seen = settled(started(instance=an_instance(uid="one")))
+    replaced = replace(seen, instance=replace(WAITS, uid="two"), failed_instance="one")
+    assert backoff(replaced) == (1, None)
+    assert backoff(settled(replaced)) == (1, None)
+    older = replace(seen, failed_instance="zero")
+    assert backoff(older) is None, "of an earlier time"
+
+
 def test_a_machine_that_stays_up_starts_from_zero() -> None:
     seen = replace(settled(started(instance=crashed("one"))), instance=an_instance(uid="two"))
     seen = settled(seen)

@@ -141,6 +141,23 @@ def test_only_what_runs_can_wait_for_a_restart(phase: InstancePhase) -> None:
     assert conditions(status_in(seen))["RestartPending"] == ("False", "SizesApplied")
 
 
+@pytest.mark.parametrize("strategy", [ON, "Always"])
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_planned_start_is_taken_back_before_the_vm_is_switched_off(
+    strategy: str, planned: bool
+) -> None:
+    vm = a_vm(run_strategy=strategy, start_requested=planned)
+    machine = a_machine(spec={"desired_state": "sleeping"})
+    seen = an_observation(machine, virtual_machine=vm, instance=None)
+    assert decided(seen).actions == (do.ApplyVirtualMachine(OFF, drop_start=planned),)
+
+
+def test_a_planned_start_is_welcome_where_the_machine_is_to_run() -> None:
+    restarting = a_vm(start_requested=True, applied="old")
+    seen = an_observation(virtual_machine=restarting, instance=None)
+    assert decided(seen).actions == (do.ApplyVirtualMachine(ON),)
+
+
 # ---- an instance whose VM is gone
 
 

@@ -34,6 +34,7 @@ from machine_operator.kubevirt.readers import (
 )
 from machine_operator.lifecycle.observation import (
     ClaimView,
+    InstancePhase,
     InstanceView,
     NodeView,
     SeedView,
@@ -60,8 +61,9 @@ class Children:
     def __init__(self, client: KubeClient, *, enqueue: Callable[[Key], None]) -> None:
         self._enqueue = enqueue
         self._home_names: dict[str, str] = {}
+        self._failed: dict[str, str] = {}
         self.vms = self._informer(client, VIRTUAL_MACHINES, read_vm)
-        self.instances = self._informer(client, VIRTUAL_MACHINE_INSTANCES, read_instance)
+        self.instances = self._informer(client, VIRTUAL_MACHINE_INSTANCES, self._read_instance)
         self.homes = self._informer(client, PERSISTENT_VOLUME_CLAIMS, self._read_home)
         self.seeds = self._informer(client, SECRETS, read_seed)
         self.nodes: Informer[NodeView] = Informer(
@@ -92,6 +94,13 @@ class Children:
         view = read_claim(obj)
         if view.name != child_names(view.machine_uid).home:
             self._home_names[view.machine_uid] = view.name  # adopted: it keeps its first name
+        return view
+
+    def _read_instance(self, obj: Mapping[str, Any]) -> InstanceView:
+        view = read_instance(obj)
+        if view.phase is InstancePhase.FAILED and not view.deleting:
+            # KubeVirt replaces it within moments, which can be over before a worker looks.
+            self._failed[machine_uid(obj)] = view.uid
         return view
 
     def _node_changed(self, key: Key, old: NodeView | None, new: NodeView | None) -> None:
@@ -128,6 +137,10 @@ class Children:
         """The machine's VMI, which has the name of its VM."""
         return _of(machine, self.instances, child_names(machine.metadata.uid).vm)
 
+    def failed_instance(self, machine: Machine) -> str | None:
+        """UID of the machine's VMI that failed last, which may be gone."""
+        return self._failed.get(machine.metadata.uid)
+
     def home(self, machine: Machine) -> ClaimView | None:
         """The machine's home disk, or the retained one that it asks for by annotation."""
         meta, default = machine.metadata, child_names(machine.metadata.uid).home
@@ -150,6 +163,7 @@ class Children:
     def forget(self, machine: Machine) -> None:
         """The machine is gone."""
         self._home_names.pop(machine.metadata.uid, None)
+        self._failed.pop(machine.metadata.uid, None)
 
 
 def _of(machine: Machine, informer: Informer[_Child[V]], name: str) -> V | None:

@@ -51,6 +51,7 @@ class Observer:
             wanted=self._wanted_of(machine, home.name if home else None),
             virtual_machine=children.vm(machine),
             instance=instance,
+            failed_instance=children.failed_instance(machine),
             home=home,
             seed=children.seed(machine),
             node=children.node(machine, instance),

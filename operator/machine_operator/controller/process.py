@@ -118,7 +118,7 @@ class _Process:
             self._stop.set()
 
     def _leads(self, leads: bool) -> None:
-        # A lost lease cuts off what is under way, as the end of the process would; but caches stay warm for the next turn.
+        # A lost lease cuts off what is under way, as the end of the process would; but caches stay warm.
         self._metrics.leading(self._settings.lease_name, leads)
         self._engine.lead(leads)
 

@@ -44,10 +44,10 @@ def backoff_of(at: Situation) -> Backoff | None:
         counted = before.instance_uid if before else None
         return Backoff(failures=vm.start_failures, next_retry_at=vm.retry_at, instance_uid=counted)
     failures = (before.failures if before else 0) + 1
-    if _crashed(at):
-        uid = at.seen.instance.uid if at.seen.instance else None
+    crashed = _crashed(at)
+    if crashed is not None:
         due = at.now + pause_after(failures) if failures > _FREE else None
-        return Backoff(failures=failures, next_retry_at=due, instance_uid=uid)
+        return Backoff(failures=failures, next_retry_at=due, instance_uid=crashed)
     if _gave_up(at):
         uid = before.instance_uid if before else None
         return Backoff(
@@ -58,12 +58,16 @@ def backoff_of(at: Situation) -> Backoff | None:
     return before
 
 
-def _crashed(at: Situation) -> bool:
-    """A VMI failed that has not been counted."""
-    instance, before = at.seen.instance, at.seen.machine.status.backoff
-    if instance is None or instance.phase is not InstancePhase.FAILED or not at.on:
-        return False
-    return before is None or before.instance_uid != instance.uid
+def _crashed(at: Situation) -> str | None:
+    """UID of a VMI that failed and has not been counted."""
+    status, instance, uid = at.seen.machine.status, at.seen.instance, at.seen.failed_instance
+    if not at.on:
+        return None
+    if instance is not None and instance.phase is InstancePhase.FAILED:
+        uid = instance.uid
+    elif status.vm is None or status.vm.instance_uid != uid:
+        return None  # of an earlier time: it was told to stop, or is counted
+    return None if status.backoff is not None and status.backoff.instance_uid == uid else uid
 
 
 def _gave_up(at: Situation) -> bool:

@@ -29,9 +29,6 @@ def next_look(at: Situation, status: MachineStatus) -> float | None:
 
 
 def _moments(at: Situation, status: MachineStatus) -> Iterator[datetime]:
-    if at.goal.wakes and at.seen.machine.status.activity is not None:
-        # Where the wake cannot be written down, it ends with what it comes from.
-        yield from (hold.expires_at for hold in at.seen.machine.status.activity.holds)
     if at.goal.state is DesiredState.DESTROYED:
         yield from _stop(at, status)
     elif at.seen.fault is not None:

@@ -223,6 +223,7 @@ class Observation:
     Attributes:
         fault: what is wrong with the spec, or None; the machine's spec is then a stand-in.
         node: the node on which the machine runs, or ran last.
+        failed_instance: UID of the newest VMI that was seen to fail; KubeVirt may have replaced it since.
         answered: the questions that the API server has answered in this pass.
         unbound_because: what the events of an unbound claim say, once asked.
     """
@@ -235,6 +236,7 @@ class Observation:
     seed: SeedView | None = None
     node: NodeView | None = None
     fault: str | None = None
+    failed_instance: str | None = None
     answered: frozenset[Question] = frozenset()
     unbound_because: str | None = None
 
