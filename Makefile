@@ -29,21 +29,22 @@ test-fast: $(STAMP) ## Run only the tests that need no cluster
 	$(BIN)/pytest -m "not cluster"
 
 lint: $(STAMP) ## Check format, style, types and layers
-	$(BIN)/ruff format --check operator tests bench scripts/machine-docs
-	$(BIN)/ruff check operator tests bench scripts/machine-docs
+	$(BIN)/ruff format --check operator tests bench scripts/machine-docs scripts/lifecycle-docs
+	$(BIN)/ruff check operator tests bench scripts/machine-docs scripts/lifecycle-docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP) ## Format the code
-	$(BIN)/ruff format operator tests bench scripts/machine-docs
-	$(BIN)/ruff check --fix --select I operator tests bench scripts/machine-docs
+	$(BIN)/ruff format operator tests bench scripts/machine-docs scripts/lifecycle-docs
+	$(BIN)/ruff check --fix --select I operator tests bench scripts/machine-docs scripts/lifecycle-docs
 
 crds: $(STAMP) ## Write the CRDs again from the models
 	$(BIN)/machine-operator crds > crds/machines.yaml
 
-docs: $(STAMP) ## Write docs/machine.md and docs/lifecycle.md again from the models and tables
+docs: $(STAMP) ## Write the generated pages of docs/ again from the models and tables
 	$(BIN)/python scripts/machine-docs > docs/machine.md
 	$(BIN)/python scripts/lifecycle-docs > docs/lifecycle.md
+	$(BIN)/machine-operator controller --print-reference > docs/operations/configuration.md
 
 lock: $(STAMP) ## Lock the dependencies of pyproject.toml again (by version and hash)
 	$(BIN)/pip install -q uv

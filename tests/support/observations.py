@@ -161,7 +161,7 @@ def _vms(draw: st.DrawFn) -> VirtualMachineView:
         applied=draw(st.sampled_from([WANTED.virtual_machine, "", "other"])),
         halting=draw(st.booleans()),
         start_requested=draw(st.booleans()),
-        down=draw(st.booleans()),
+        rests=draw(st.booleans()),
         start_failures=draw(st.sampled_from([0, 0, 1, 40])),
         retry_at=draw(st.none() | _seen_at),
         trouble=draw(_troubles),

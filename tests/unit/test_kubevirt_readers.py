@@ -79,7 +79,7 @@ def test_a_vm_before_its_first_status() -> None:
     assert (view.name, view.uid, view.deleting) == ("m-7f3a9c215b1e", "vm-uid", False)
     assert (view.run_strategy, view.on, view.trouble) == ("RerunOnFailure", True, None)
     assert view.applied == APPLIED
-    assert {view.halting, view.start_requested, view.down} == {False}
+    assert {view.halting, view.start_requested, view.rests} == {False}
     assert (view.start_failures, view.retry_at) == (0, None)
 
 
@@ -141,18 +141,24 @@ ON, OFF, START = "RerunOnFailure", "Halted", [{"action": "Start"}]
     ("told", "acted_on", "status", "expected"),
     [
         (ON, "", {"printableStatus": "Stopped"}, ""),
-        (ON, ON, {"printableStatus": "Running"}, ""),
-        (ON, ON, {"printableStatus": "Stopped"}, "down"),
+        (ON, ON, {"printableStatus": "Running"}, "rests"),
+        (ON, ON, {"printableStatus": "Stopped"}, "rests"),
         (ON, OFF, {"printableStatus": "Stopped"}, ""),
         (ON, ON, {"printableStatus": "Stopped", "stateChangeRequests": START}, "requested"),
-        (ON, ON, {"printableStatus": "Stopped", "startFailure": {"x": 1}}, ""),
-        (ON, ON, {"printableStatus": "Starting"}, ""),
+        (ON, ON, {"printableStatus": "CrashLoopBackOff", "startFailure": {"x": 1}}, "rests"),
+        (
+            ON,
+            ON,
+            {"printableStatus": "CrashLoopBackOff", "stateChangeRequests": START},
+            "requested",
+        ),
+        (ON, ON, {"printableStatus": "WaitingForVolumeBinding"}, "rests"),
         (OFF, ON, {"printableStatus": "Stopping"}, "halting"),
         (OFF, OFF, {"printableStatus": "Stopped"}, ""),
         (OFF, "", {}, ""),
         ("Always", "Always", {"printableStatus": "Stopped"}, ""),
         (ON, ON, {"stateChangeRequests": [{"action": "Stop"}, *START]}, "requested"),
-        (ON, ON, {"stateChangeRequests": None, "startFailure": None}, ""),
+        (ON, ON, {"stateChangeRequests": None, "startFailure": None}, "rests"),
     ],
 )
 def test_where_kubevirt_is_between_two_strategies(
@@ -161,7 +167,7 @@ def test_where_kubevirt_is_between_two_strategies(
     body = vm({**status, **({"runStrategy": acted_on} if acted_on else {})})
     body["spec"]["runStrategy"] = told
     view = read_vm(body)
-    flags = {"down": view.down, "halting": view.halting, "requested": view.start_requested}
+    flags = {"rests": view.rests, "halting": view.halting, "requested": view.start_requested}
     assert [name for name, holds in flags.items() if holds] == ([expected] if expected else [])
     assert view.on == (told == ON)
 

@@ -253,7 +253,7 @@ def test_the_session_in_which_it_was_typed_does_not_wake_it_again() -> None:
 
 
 def test_it_is_told_after_the_fact_where_the_machine_had_been_up() -> None:
-    gone = replace(running(), instance=None, virtual_machine=a_vm(down=True))
+    gone = replace(running(), instance=None, virtual_machine=a_vm(rests=True))
     request = request_in(gone, now=NOW)
     assert request is not None
     assert request.by == "guest"

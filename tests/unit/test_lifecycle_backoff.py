@@ -167,7 +167,7 @@ def test_a_guest_that_runs_and_does_not_answer_is_left_alone() -> None:
 @pytest.mark.parametrize("reason", ["StartTimeout", "CrashLoop"])
 def test_a_failed_machine_without_a_plan_gets_one(reason: str, backoff: Any) -> None:
     status = {"phase": "failed", "reason": reason, "backoff": backoff}
-    down = a_vm(down=True)
+    down = a_vm(rests=True)
     seen = an_observation(a_machine(status=status), virtual_machine=down, instance=None)
     planned = status_in(seen).backoff
     assert planned is not None
@@ -177,7 +177,7 @@ def test_a_failed_machine_without_a_plan_gets_one(reason: str, backoff: Any) -> 
 
 def test_a_vm_that_rests_is_switched_off_and_on() -> None:
     """KubeVirt forgot it: a refusal after a restart is shown for a moment, and never tried again."""
-    seen = settled(started(virtual_machine=a_vm(down=True), instance=None))
+    seen = settled(started(virtual_machine=a_vm(rests=True), instance=None))
     status = seen.machine.status
     assert (status.phase, status.reason) == (Phase.FAILED, "CrashLoop")
     due = NOW + timedelta(seconds=10)
@@ -192,7 +192,7 @@ def test_a_vm_that_rests_is_switched_off_and_on() -> None:
     [
         {"fault": "spec.vcpu: too much"},
         {"home": None},
-        {"virtual_machine": a_vm(down=True, trouble=Trouble(Reason.QUOTA_EXCEEDED, "no"))},
+        {"virtual_machine": a_vm(rests=True, trouble=Trouble(Reason.QUOTA_EXCEEDED, "no"))},
     ],
     ids=["spec", "disk", "trouble"],
 )
@@ -201,7 +201,7 @@ def test_nothing_is_counted_while_it_is_known_what_is_in_the_way(parts: dict[str
     known = {"name": "m", "home_claim": "m-home"}
     seen = an_observation(
         a_machine(status={"phase": "starting", "vm": known}),
-        **{"virtual_machine": a_vm(down=True), "instance": None} | parts,
+        **{"virtual_machine": a_vm(rests=True), "instance": None} | parts,
     )
     assert backoff(settled(seen)) is None
 

@@ -225,8 +225,9 @@ def _counts_on(before: MachineStatus, after: MachineStatus) -> None:
     moved = after.phase != before.phase
     assert (after.transitions or 0) - (before.transitions or 0) == moved
     assert 0 <= (after.wake_count or 0) - (before.wake_count or 0) <= moved
-    if not moved:
+    if not moved and before.last_transition_at is not None:
         assert after.last_transition_at == before.last_transition_at
+    assert after.last_transition_at is not None
 
 
 # ---- progress and rest

@@ -168,7 +168,9 @@ def test_the_revision_is_the_sum_of_what_only_grows() -> None:
         generation=3, status={"phase": "running", "transitions": 4, "power_request": request}
     )
     assert status(an_observation(machine)).revision == "12"
-    moved = status(an_observation(machine, instance=None))
+    moved = status(
+        an_observation(machine, virtual_machine=a_vm(start_requested=True), instance=None)
+    )
     assert (moved.transitions, moved.revision) == (5, "13")
 
 

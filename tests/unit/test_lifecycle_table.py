@@ -118,7 +118,7 @@ EXAMPLES: list[tuple[DesiredState, str, Observation]] = [
     (
         RUN,
         "VM switched on, and KubeVirt rests with nothing running",
-        seen(RUN, Phase.STARTING, virtual_machine=a_vm(down=True), instance=None),
+        seen(RUN, Phase.STARTING, virtual_machine=a_vm(rests=True), instance=None),
     ),
     (
         RUN,

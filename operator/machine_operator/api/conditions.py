@@ -5,7 +5,7 @@ are true when something is unusual, and their being false is the good case.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -112,7 +112,8 @@ def set_conditions(
     Raises:
         ValueError: `wanted` has a type twice.
     """
-    if twice := {c.type for c in wanted if sum(o.type == c.type for o in wanted) > 1}:
+    if len({str(c.type) for c in wanted}) < len(wanted):
+        twice = {c.type for c in wanted if sum(o.type == c.type for o in wanted) > 1}
         raise ValueError(
             f"conditions of the same type were wanted twice: {', '.join(sorted(twice))}"
         )
@@ -124,16 +125,22 @@ def _stamped(wanted: Condition, old: Mapping[str, Any], *, now: str) -> dict[str
     stamp = wanted.lastTransitionTime or now
     if old.get("status") == wanted.status:
         stamp = old.get("lastTransitionTime") or stamp
-    fields = {key: value for key, value in asdict(wanted).items() if value is not None}
     # An enum member would be written differently by some serialisers than the plain text it equals.
-    return fields | {
+    fields: dict[str, Any] = {
         "type": str(wanted.type),
+        "status": wanted.status,
         "reason": str(wanted.reason),
+        "message": wanted.message,
         "lastTransitionTime": str(stamp),
     }
+    if wanted.observedGeneration is not None:
+        fields["observedGeneration"] = wanted.observedGeneration
+    return fields
+
+
+_ORDER: Final = {str(kind): place for place, kind in enumerate(ConditionType)}
 
 
 def _position(condition: Condition) -> tuple[int, str]:
-    order = [str(kind) for kind in ConditionType]
     kind = str(condition.type)
-    return (order.index(kind) if kind in order else len(order), kind)
+    return (_ORDER.get(kind, len(_ORDER)), kind)

@@ -86,7 +86,9 @@ class Observer:
             KubeError: the API server gave no answer.
         """
         names, children = child_names(seen.machine.metadata.uid), self._children
-        for question in sorted(questions):
+        # In this order: a VMI goes only after the start that follows it was planned, so a VM that was read before its
+        # VMI was found gone, and has no start planned, rests.
+        for question in (question for question in Question if question in questions):
             match question:
                 case Question.VIRTUAL_MACHINE:
                     obj = await self._get(seen, VIRTUAL_MACHINES, names.vm, children.vms)

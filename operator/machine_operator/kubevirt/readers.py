@@ -56,12 +56,16 @@ def machine_uid(obj: Object) -> str:
 def read_vm(obj: Object) -> VirtualMachineView:
     """A VirtualMachine."""
     meta, status = obj["metadata"], obj.get("status") or {}
-    printable, told = status.get("printableStatus", ""), obj["spec"].get("runStrategy", "")
+    told = obj["spec"].get("runStrategy", "")
     # The strategy that KubeVirt acted on last; empty until there was a first VMI.
     acted_on = status.get("runStrategy", "")
-    requests = [request.get("action") for request in status.get("stateChangeRequests") or []]
-    failure = status.get("startFailure") or {}
-    after = failure.get("retryAfterTimestamp")
+    requested = any(
+        request.get("action") == "Start" for request in status.get("stateChangeRequests") or []
+    )
+    # Without a start request KubeVirt has no next try, whatever it shows: a VMI that was deleted before it ran leaves
+    # a crash loop, or a wait for a volume, behind that never goes on.
+    rests = told == acted_on == RunStrategy.ON and not requested
+    failure = {} if rests else status.get("startFailure") or {}
     return VirtualMachineView(
         name=meta["name"],
         uid=meta["uid"],
@@ -69,22 +73,19 @@ def read_vm(obj: Object) -> VirtualMachineView:
         run_strategy=told,
         applied=_applied(meta),
         halting=told == RunStrategy.OFF and acted_on not in ("", RunStrategy.OFF),
-        start_requested="Start" in requests,
-        down=told == acted_on == RunStrategy.ON
-        and "Start" not in requests
-        and not failure
-        and printable == "Stopped",
+        start_requested=requested,
+        rests=rests,
         start_failures=int(failure.get("consecutiveFailCount", 0)),
-        retry_at=parse_timestamp(after) if after else None,
-        trouble=_vm_trouble(_conditions(status), status, printable),
+        retry_at=_moment(failure.get("retryAfterTimestamp")),
+        trouble=_vm_trouble(_conditions(status), status, rests=rests),
     )
 
 
-def _vm_trouble(conditions: Mapping[str, Object], status: Object, printable: str) -> Trouble | None:
+def _vm_trouble(conditions: Mapping[str, Object], status: Object, *, rests: bool) -> Trouble | None:
     failure = conditions.get("Failure")
     if failure is not None and failure["status"] == "True":
         return _refusal(str(failure.get("message", "")))
-    if printable == "CrashLoopBackOff":
+    if status.get("printableStatus") == "CrashLoopBackOff" and not rests:
         start = status.get("startFailure") or {}
         count, after = (
             start.get("consecutiveFailCount", "?"),
@@ -184,6 +185,8 @@ def read_claim(obj: Object) -> ClaimView:
     meta, status = obj["metadata"], obj.get("status") or {}
     labels, owners = meta.get("labels") or {}, meta.get("ownerReferences") or []
     capacity = (status.get("capacity") or {}).get("storage", "0")
+    resources = obj.get("spec", {}).get("resources") or {}
+    requested = (resources.get("requests") or {}).get("storage", "0")
     uid = machine_uid(obj)
     return ClaimView(
         name=meta["name"],
@@ -191,6 +194,7 @@ def read_claim(obj: Object) -> ClaimView:
         deleting="deletionTimestamp" in meta,
         bound=status.get("phase") == "Bound",
         capacity_gib=int(parse_quantity(capacity) / 2**30),
+        requested_gib=int(parse_quantity(requested) / 2**30),
         applied=_applied(meta),
         owned=any(owner["uid"] == uid for owner in owners),
         machine=str(labels.get(NAME_LABEL, "")),

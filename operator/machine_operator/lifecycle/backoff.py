@@ -59,14 +59,16 @@ def backoff_of(at: Situation) -> Backoff | None:
 
 
 def _crashed(at: Situation) -> str | None:
-    """UID of a VMI that failed and has not been counted."""
+    """UID of a VMI that failed by itself and has not been counted.
+
+    That counts also once the VM is off: it is switched off for this very reason before the status can say so.
+    """
     status, instance, uid = at.seen.machine.status, at.seen.instance, at.seen.failed_instance
-    if not at.on:
-        return None
-    if instance is not None and instance.phase is InstancePhase.FAILED:
+    failed = instance is not None and instance.phase is InstancePhase.FAILED
+    if instance is not None and failed and (at.on or instance.uid == uid):
         uid = instance.uid
     elif status.vm is None or status.vm.instance_uid != uid:
-        return None  # of an earlier time: it was told to stop, or is counted
+        return None  # an earlier one, or one that was told to stop
     return None if status.backoff is not None and status.backoff.instance_uid == uid else uid
 
 

@@ -79,7 +79,9 @@ def _steps(at: Situation, status: MachineStatus) -> tuple[do.Action, ...]:
         return (*steps, do.RequestPower(request))
     home, vm, instance = seen.home, seen.virtual_machine, seen.instance
     if home is None or (
-        (home.applied != seen.wanted.home or not home.labelled) and not home.deleting
+        (home.applied != seen.wanted.home or not home.labelled)
+        and not home.deleting
+        and not at.home_waits_to_grow
     ):
         steps.append(do.ApplyHome(seen.wanted.home_name))
     if seen.seed is None or seen.seed.applied != seen.wanted.seed:
@@ -88,11 +90,12 @@ def _steps(at: Situation, status: MachineStatus) -> tuple[do.Action, ...]:
         # Its VM was deleted from above it: a new one would not take it over.
         return (*steps, *(() if instance.deleting else (do.DeleteInstance(instance.uid),)))
     strategy = strategy_of(at, status.backoff)
+    # A start that KubeVirt plans would switch on even a VM that is told to be off.
+    planned = vm is not None and vm.start_requested and strategy == RunStrategy.OFF
     if vm is None or (
         not vm.deleting
-        and (vm.applied != seen.wanted.virtual_machine or vm.run_strategy != strategy)
+        and (planned or vm.applied != seen.wanted.virtual_machine or vm.run_strategy != strategy)
     ):
-        planned = vm is not None and vm.start_requested and strategy == RunStrategy.OFF
         steps.append(do.ApplyVirtualMachine(strategy, drop_start=planned))
     return tuple(steps)
 

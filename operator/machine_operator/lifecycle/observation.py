@@ -79,7 +79,7 @@ class VirtualMachineView:
         run_strategy: one of RunStrategy, or whatever somebody set.
         halting: it is told to be off, and KubeVirt has not taken notice yet.
         start_requested: KubeVirt is about to start it (it crashed, or somebody asked for a restart).
-        down: it is told to be on, and KubeVirt rests with nothing running.
+        rests: it is told to be on, KubeVirt has acted on that, and has no start planned: without a VMI it stays down.
         start_failures: how often in a row it ended before it was up, as KubeVirt counts; retry_at: its next try.
         trouble: what KubeVirt reports about the VM itself (refused by a webhook, crash loop).
     """
@@ -91,7 +91,7 @@ class VirtualMachineView:
     applied: str
     halting: bool = False
     start_requested: bool = False
-    down: bool = False
+    rests: bool = False
     start_failures: int = 0
     retry_at: datetime | None = None
     trouble: Trouble | None = None
@@ -139,6 +139,7 @@ class ClaimView:
         created_at: when it was made.
         bound: it has a volume.
         capacity_gib: size of the volume, rounded down (0 while unbound).
+        requested_gib: size asked for.
         owned: the Machine that its label names is its owner, so it would be collected with it.
         foreign_owner: something else is its controller.
         machine, machine_uid: whose disk it is, or was: the labels.
@@ -154,6 +155,7 @@ class ClaimView:
     owned: bool
     machine: str
     machine_uid: str
+    requested_gib: int = 0
     created_at: datetime | None = None
     foreign_owner: bool = False
 
@@ -223,7 +225,7 @@ class Observation:
     Attributes:
         fault: what is wrong with the spec, or None; the machine's spec is then a stand-in.
         node: the node on which the machine runs, or ran last.
-        failed_instance: UID of the newest VMI that was seen to fail; KubeVirt may have replaced it since.
+        failed_instance: UID of the newest VMI that failed without being told to stop; it may be gone.
         answered: the questions that the API server has answered in this pass.
         unbound_because: what the events of an unbound claim say, once asked.
     """

@@ -33,8 +33,9 @@ def questions_of(at: Situation) -> frozenset[Question]:
         asked.add(Question.HOME)
     if at.goal.state is not DesiredState.RUNNING:
         return frozenset(asked)
-    if vm is not None and vm.on and vm.down and seen.instance is None:
-        asked.add(Question.INSTANCE)
+    if vm is not None and vm.on and vm.rests and seen.instance is None:
+        # A start that KubeVirt planned after a crash may not have reached our cache, while the end of the VMI has.
+        asked |= {Question.VIRTUAL_MACHINE, Question.INSTANCE}
     if _waits_long_for_its_disk(at):
         asked.add(Question.WHY_UNBOUND)
     return frozenset(asked)

@@ -44,7 +44,9 @@ class Situation:
 
     @property
     def storage_lost(self) -> bool:
-        """The home disk was there once, and is not any more."""
+        """The home disk was there once, and is not any more; for a machine that ends nothing is lost by that."""
+        if self.goal.state is DesiredState.DESTROYED:
+            return False
         known = self.seen.machine.status.vm
         return known is not None and known.home_claim is not None and self.seen.home is None
 
@@ -60,6 +62,14 @@ class Situation:
         """The home disk has no volume, and it is known why."""
         home = self.seen.home
         return home is not None and not home.bound and self.seen.unbound_because is not None
+
+    @property
+    def home_waits_to_grow(self) -> bool:
+        """Kubernetes lets a claim grow only once it has a volume."""
+        home = self.seen.home
+        if home is None or home.bound:
+            return False
+        return home.requested_gib not in (0, self.seen.machine.spec.storage_gib)
 
     @property
     def home_fault(self) -> Trouble | None:
@@ -177,7 +187,7 @@ class Situation:
         return (
             vm is not None
             and vm.on
-            and vm.down
+            and vm.rests
             and self.seen.instance is None
             and Question.INSTANCE in self.seen.answered
         )

@@ -36,6 +36,11 @@ _LONGEST: Final = 2048
 _MOST_ADDRESSES: Final = 64
 """As the CRD has it: a guest that runs containers has an address for each of their networks."""
 
+_WAITS: Final = {
+    False: "The home disk waits for a volume.",
+    True: "The home disk waits for a volume; once it has one, it grows to the size asked for.",
+}
+
 _TRANSITIONAL = frozenset(set(Phase) - SETTLED - {Phase.FAILED})
 
 
@@ -60,6 +65,7 @@ def _status(
     machine, before, now = at.seen.machine, at.seen.machine.status, at.now
     error = error[:_LONGEST] if error is not None else None
     moved = before.phase is not phase
+    since = now if moved else before.last_transition_at or now
     transitions = (before.transitions or 0) + (1 if moved else 0)
     request = before.power_request
     conditions = _conditions(at, phase=phase, reason=reason, error=error)
@@ -73,14 +79,14 @@ def _status(
         revision=str(
             machine.metadata.generation + transitions + (request.sequence if request else 0)
         ),
-        last_transition_at=now if moved else before.last_transition_at,
+        last_transition_at=since,
         last_progress_at=now if progressed else before.last_progress_at,
         last_error=error,
         transitions=transitions,
         observedGeneration=machine.metadata.generation,
         conditions=conditions,
         desired_power=DesiredPower(state=at.goal.state, why=at.goal.why[:_LONGEST]),
-        next_sleep_at=_next_sleep(at, phase=phase, since=now if moved else None),
+        next_sleep_at=_next_sleep(at, phase=phase, since=since),
         wake_count=(before.wake_count or 0) + (1 if woke else 0),
         effective=_effective(at),
         vm=_reference(at),
@@ -90,13 +96,12 @@ def _status(
     )
 
 
-def _next_sleep(at: Situation, *, phase: Phase, since: datetime | None) -> datetime | None:
-    """When autosleep is due; `since` is when it came up, if that is now."""
-    awake_since = since or at.seen.machine.status.last_transition_at
+def _next_sleep(at: Situation, *, phase: Phase, since: datetime) -> datetime | None:
+    """When autosleep is due for a machine that is in this phase since then."""
     up = phase is Phase.RUNNING and at.goal.state is DesiredState.RUNNING
-    if not up or awake_since is None or at.seen.fault is not None:
+    if not up or at.seen.fault is not None:
         return None
-    return sleeps_at(at.seen.machine, awake_since=awake_since, limits=at.limits)
+    return sleeps_at(at.seen.machine, awake_since=since, limits=at.limits)
 
 
 def _flips(before: tuple[Condition, ...], after: tuple[Condition, ...]) -> bool:
@@ -188,7 +193,8 @@ def _stalled(reason: Reason, error: str | None) -> Condition:
     if REASONS[reason].is_trouble:
         message, todo = error or REASONS[reason].meaning, REASONS[reason].unblocks
         if todo not in message:
-            message = f"{message} What to do: {todo}"
+            end = "" if message.endswith((".", "!", "?")) else "."
+            message = f"{message}{end} What to do: {todo}"
         return _condition(ConditionType.STALLED, "True", reason, message)
     return _condition(ConditionType.STALLED, "False", reason, "Nothing is in the way.")
 
@@ -230,7 +236,7 @@ def _storage(at: Situation) -> Condition:
         message = (
             "The home disk is not there yet."
             if home is None
-            else at.seen.unbound_because or "The home disk waits for a volume."
+            else at.seen.unbound_because or _WAITS[at.home_waits_to_grow]
         )
         return _condition(kind, "False", Reason.STORAGE_PENDING, message)
     if home.capacity_gib < size:
