@@ -96,6 +96,7 @@ async def run_shell(
     async def startup(**_: Any) -> None:
         before_start()
         await engine.start()
+        await engine.prime()
 
     @kopf.on.cleanup(registry=registry)
     async def cleanup(**_: Any) -> None:

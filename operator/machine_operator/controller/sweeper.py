@@ -1,4 +1,4 @@
-"""Finds Machines that vanished unheard.
+"""Asks the API server itself for Machines: for all of them at the start, and for those that vanished unheard.
 
 kopf tells of each object that is there when it lists again, and says nothing about those that vanished while its
 watch was down. So now and then the API server is asked for the names that there are, without the objects.
@@ -6,14 +6,35 @@ watch was down. So now and then the API server is asked for the names that there
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from typing import Any
+
 from machine_operator.controller.roster import Roster
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.informer import Key
 from machine_operator.kube.resources import MACHINES
 
-__all__ = ["vanished"]
+__all__ = ["every_machine", "vanished"]
+
+_PAGE = 500
 
 _NAMES_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
+
+async def every_machine(client: KubeClient) -> AsyncIterator[dict[str, Any]]:
+    """All Machines, in pages.
+
+    Raises:
+        KubeError: the API server did not answer, or the pages outlived its history.
+    """
+    token: str | None = None
+    while True:
+        page = await client.list(MACHINES, limit=_PAGE, continue_token=token)
+        for item in page.get("items") or []:
+            yield {"apiVersion": MACHINES.api_version, "kind": MACHINES.kind, **item}
+        token = page["metadata"].get("continue") or None
+        if token is None:
+            return
 
 
 async def vanished(client: KubeClient, machines: Roster) -> list[tuple[Key, str]]:
