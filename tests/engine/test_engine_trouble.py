@@ -238,7 +238,7 @@ def test_an_outage_in_the_middle_is_waited_for() -> None:
         world = World()
         async with world.operator() as process:
             world.create()
-            await world.phase("placement_pending")
+            await eventually(lambda: world.api.all(VMS), state=world.describe)
             world.api.down = True
             world.api.break_watches()
             await asyncio.sleep(600.0)

@@ -218,6 +218,10 @@ class DesiredPower(Model):
 
     state: DesiredState = Field(description="Running, sleeping or destroyed.")
     why: str = Field(description="What decided so, as a sentence for people.")
+    overtaken: int | None = Field(
+        default=None,
+        description="sequence of the power request that spec.desired_state has overtaken; it counts no more.",
+    )
 
 
 class Sizes(Model):

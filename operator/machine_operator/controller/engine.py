@@ -287,7 +287,8 @@ class Engine:
                 continue
             self.queue.forget(key)
             if outcome.requeue_after is not None:
-                self.queue.add_after(key, outcome.requeue_after)
+                calm = Priority.RESYNC if outcome.calm else Priority.NORMAL
+                self.queue.add_after(key, outcome.requeue_after, priority=calm)
 
     async def _pass(self, key: Key) -> Outcome:
         known = self.machines.get(key)

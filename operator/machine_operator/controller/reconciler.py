@@ -1,8 +1,8 @@
 """One pass over one machine: observe -> decide (pure) -> act -> report.
 
 After its own writes a pass observes again before it reports: the answers are in the caches by then, so the status
-says what is, and nothing is decided from what was. A status that differs only in details is written a moment later
-or with the next real change, whichever comes first: on its way up a machine changes in a dozen details.
+says what is, and nothing is decided from what was. What can be written a moment later is: a phase that is only passed
+through, and details. By then it is mostly over, and the API server, of which each write costs the most, was spared.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Literal
 
 from machine_operator.api.conditions import ConditionType
 from machine_operator.api.machine import Machine, MachineStatus
+from machine_operator.api.phases import REASONS, Phase, Reason
 from machine_operator.controller.actor import Actor
 from machine_operator.controller.journal import Journal
 from machine_operator.controller.observer import Observer
@@ -44,6 +45,9 @@ log = logging.getLogger(__name__)
 
 _SOON = 0.5
 """Seconds until the next look after a conflict."""
+
+_PASSING = 1.0
+"""Seconds for which a phase that is only passed through is not worth a write."""
 
 _DETAILS = 3.0
 """Seconds for which a change of details may wait for company."""
@@ -75,11 +79,13 @@ class Outcome:
         requeue_after: look again in so many seconds; None: only when something changes.
         gone: there is no such Machine any more: forget it. kopf does not tell of those that vanished while its watch
             was down, and their children would be made and garbage-collected in turns.
+        calm: nobody waits for that look; it may come later where there is other work.
         retry: something failed: look again after the back-off, at least `at_least` and at most `at_most` seconds from
             now.
     """
 
     requeue_after: float | None = None
+    calm: bool = False
     retry: bool = False
     gone: bool = False
     at_least: float = 0.0
@@ -123,7 +129,7 @@ class Reconciler:
         self._limits = limits
         self._known = known
         self._now = now
-        self._details_due: dict[str, float] = {}
+        self._due: dict[str, float] = {}
 
     async def reconcile(self, known: Known) -> Outcome:
         """One pass.
@@ -151,7 +157,7 @@ class Reconciler:
 
     def forget(self, machine: Machine) -> None:
         """The machine is gone."""
-        self._details_due.pop(machine.metadata.uid, None)
+        self._due.pop(machine.metadata.uid, None)
         self._observer.forget(machine)
 
     async def _decide(self, known: Known) -> tuple[Observation, Decision]:
@@ -217,25 +223,46 @@ class Reconciler:
         status, later = decision.status, decision.requeue_after
         if status is None:
             return Outcome(requeue_after=later)
-        wait = self._details_wait(machine, status)
+        wait = self._wait(machine, status)
+        if wait > 0 and (later is None or wait < later):
+            return Outcome(requeue_after=wait, calm=True)
         if wait > 0:
-            return Outcome(requeue_after=min(wait, later) if later is not None else wait)
+            return Outcome(requeue_after=later)
         await self._write(machine, status)
         return Outcome(requeue_after=later)
 
     async def _write(self, machine: Machine, status: MachineStatus) -> None:
-        self._details_due.pop(machine.metadata.uid, None)
+        self._due.pop(machine.metadata.uid, None)
         if await self._actor.report(machine, status):
             self._journal.reported(machine, status)
 
-    def _details_wait(self, machine: Machine, status: MachineStatus) -> float:
+    def _wait(self, machine: Machine, status: MachineStatus) -> float:
         """Seconds for which the report can wait; 0 where it cannot."""
         if not self._actor.differs(machine, status):
             return 0.0
-        if _gist(machine.status) != _gist(status):
+        patience = _patience(machine.status, status)
+        if not patience:
             return 0.0
         now = asyncio.get_running_loop().time()
-        return self._details_due.setdefault(machine.metadata.uid, now + _DETAILS) - now
+        due = min(self._due.get(machine.metadata.uid, math.inf), now + patience)
+        self._due[machine.metadata.uid] = due
+        return due - now
+
+
+def _patience(before: MachineStatus, after: MachineStatus) -> float:
+    """Seconds that the difference can wait before it is written."""
+    if _gist(before) == _gist(after) or after.reason == Reason.GUEST_NOT_REACHABLE:
+        return _DETAILS  # a guest that ends, or is busy for a moment, does not answer either
+    if after.phase not in _PASSED_THROUGH or REASONS[Reason(after.reason or "")].is_trouble:
+        return 0.0
+    # Nobody asked a machine that was up to go through that: it broke, and whoever uses it has to know.
+    broke = before.phase is Phase.RUNNING and before.desired_power == after.desired_power
+    return 0.0 if broke else _PASSING
+
+
+_PASSED_THROUGH = frozenset(
+    {Phase.ACCEPTED, Phase.PLACEMENT_PENDING, Phase.STARTING, Phase.STOPPING}
+)
 
 
 def _gist(status: MachineStatus) -> tuple[object, ...]:
@@ -263,15 +290,24 @@ _TELLING = frozenset(
 
 
 def _batches(actions: tuple[do.Action, ...]) -> list[list[do.Action]]:
-    """The same actions in the same order; disk and seed, which do not need each other, side by side."""
+    """The same actions in the same order; what does not need each other side by side.
+
+    A disk or seed that is there before the finalizer is no loss: the owner reference sees to its end. A VM is.
+    """
     batches: list[list[do.Action]] = []
     for action in actions:
-        beside = batches and isinstance(batches[-1][-1], do.ApplyHome)
-        if beside and isinstance(action, do.ApplySeed):
+        if (
+            batches
+            and isinstance(action, _SIDE_BY_SIDE)
+            and isinstance(batches[-1][0], _SIDE_BY_SIDE)
+        ):
             batches[-1].append(action)
         else:
             batches.append([action])
     return batches
+
+
+_SIDE_BY_SIDE = (do.AddFinalizer, do.ApplyHome, do.ApplySeed)
 
 
 def _others_need(action: do.Action, seen: Observation) -> bool:

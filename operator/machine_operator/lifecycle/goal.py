@@ -17,7 +17,7 @@ from typing import Final
 from machine_operator.api.machine import Activity, Machine, PowerRequest
 from machine_operator.api.phases import DesiredState, Power
 
-__all__ = ["ACTIVITY", "AUTOSLEEP", "GUEST", "Goal", "goal_of"]
+__all__ = ["ACTIVITY", "AUTOSLEEP", "GUEST", "Goal", "goal_of", "overtaken"]
 
 AUTOSLEEP: Final = "autosleep"
 GUEST: Final = "guest"
@@ -47,13 +47,23 @@ def goal_of(machine: Machine, *, now: datetime) -> Goal:
     request = machine.status.power_request
     if desired is DesiredState.DESTROYED or request is None:
         return Goal(desired, f"spec.desired_state is {desired}")
-    if request.spec_desired_state != desired:
+    if overtaken(machine) is not None:
         return Goal(desired, f"spec.desired_state is {desired}")
     if _used_since(request, machine.status.activity or Activity(), now=now):
         why = f"used after the request by {request.by} to sleep"
         return Goal(DesiredState.RUNNING, why, wakes=True)
     because = f": {request.reason}" if request.reason else ""
     return Goal(DesiredState(request.state), f"requested by {request.by}{because}")
+
+
+def overtaken(machine: Machine) -> int | None:
+    """Sequence of the power request, if `spec.desired_state` has changed since; also once it is what it was."""
+    request, said = machine.status.power_request, machine.status.desired_power
+    if request is None:
+        return None
+    changed = request.spec_desired_state != machine.spec.desired_state
+    known = said is not None and said.overtaken == request.sequence
+    return request.sequence if changed or known else None
 
 
 def _used_since(request: PowerRequest, activity: Activity, *, now: datetime) -> bool:

@@ -23,6 +23,7 @@ from machine_operator.api.phases import REASONS, SETTLED, DesiredState, Phase, R
 from machine_operator.api.timestamps import format_timestamp
 from machine_operator.lifecycle.autosleep import sleeps_at
 from machine_operator.lifecycle.backoff import backoff_of
+from machine_operator.lifecycle.goal import overtaken
 from machine_operator.lifecycle.observation import InstancePhase, Trouble
 from machine_operator.lifecycle.situation import Situation
 from machine_operator.lifecycle.table import row_of
@@ -85,7 +86,9 @@ def _status(
         transitions=transitions,
         observedGeneration=machine.metadata.generation,
         conditions=conditions,
-        desired_power=DesiredPower(state=at.goal.state, why=at.goal.why[:_LONGEST]),
+        desired_power=DesiredPower(
+            state=at.goal.state, why=at.goal.why[:_LONGEST], overtaken=overtaken(machine)
+        ),
         next_sleep_at=_next_sleep(at, phase=phase, since=since),
         wake_count=(before.wake_count or 0) + (1 if woke else 0),
         effective=_effective(at),
