@@ -71,7 +71,7 @@ def test_a_guest_that_dies_before_it_was_up_is_told_as_kubevirt_counts_it(machin
     machine.apply(image="registry.invalid/none:1")
     until(lambda: machine.status.get("reason") == "ImageNotAvailable", "the image to be missed")
     machine.kubectl("delete", "pods", "--all", "--wait=false")
-    text = "The VM ended 1 times before it was up; the next try is at"
+    text = "The VM ended once before it was up; the next try is at"
     status = told(machine, phase="failed", reason="CrashLoop", text=text)
     assert status["backoff"]["failures"] == 1
     assert moment(status["backoff"]["next_retry_at"]) > moment(status["last_transition_at"])

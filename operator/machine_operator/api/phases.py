@@ -169,7 +169,7 @@ REASONS: Final[Mapping[Reason, ReasonFacts]] = MappingProxyType(
         ),
         Reason.STORAGE_NOT_AVAILABLE: ReasonFacts(
             "The home disk cannot be provided.",
-            "Set spec.storage_class to a class which works, or repair its provisioner.",
+            "Repair the storage class or its provisioner. Another class takes a new machine.",
             True,
         ),
         Reason.STORAGE_NOT_RESIZABLE: ReasonFacts(

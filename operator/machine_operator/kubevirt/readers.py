@@ -91,7 +91,8 @@ def _vm_trouble(conditions: Mapping[str, Object], status: Object, *, rests: bool
             start.get("consecutiveFailCount", "?"),
             start.get("retryAfterTimestamp", "soon"),
         )
-        message = f"The VM ended {count} times before it was up; the next try is at {after}."
+        times = "once" if count == 1 else f"{count} times"
+        message = f"The VM ended {times} before it was up; the next try is at {after}."
         return Trouble(Reason.CRASH_LOOP, message)
     return None
 
