@@ -21,6 +21,8 @@ __all__ = ["Journal", "Measures", "reference_to"]
 
 log = logging.getLogger(__name__)
 
+_ON_THE_WAY = frozenset({Phase.STARTING, Phase.STOPPING})
+
 _ASKED_BY = {AUTOSLEEP: "Autosleep", GUEST: "GuestPoweredOff", ACTIVITY: "WokenByUse"}
 
 
@@ -47,8 +49,10 @@ class Journal:
         self._measures = measures
         self._now = now
 
-    def reported(self, machine: Machine, status: MachineStatus) -> None:
-        """The status of `machine` is now `status`."""
+    def reported(
+        self, machine: Machine, status: MachineStatus, *, since: datetime | None = None
+    ) -> None:
+        """The status of `machine` is now `status`; `since` is when the way there began, if it was not reported."""
         before = machine.status
         if (before.phase, before.reason) != (status.phase, status.reason):
             log.info(
@@ -62,7 +66,7 @@ class Journal:
         self._tell_trouble(machine, status)
         self._tell_crash(machine, status)
         if before.phase is not status.phase:
-            self._measure(machine, status)
+            self._measure(machine, status, since=since)
 
     def requested(self, machine: Machine, request: PowerRequest) -> None:
         """The operator asked for power by itself."""
@@ -96,18 +100,21 @@ class Journal:
         message = f"The guest ended without being told to, for the {_ordinal(new.failures)} time."
         self._note(machine, "Warning", "GuestCrashed", message, action="Reconcile")
 
-    def _measure(self, machine: Machine, status: MachineStatus) -> None:
-        before, now = machine.status, self._now()
-        if status.phase is Phase.RUNNING and before.phase is not Phase.FAILED:
-            born, since = machine.metadata.creationTimestamp, before.last_transition_at
-            if not before.wake_count and status.transitions and status.transitions <= 4 and born:
-                self._measures.time_to_running((now - born).total_seconds(), since="create")
-            elif before.phase is Phase.STARTING and since is not None:
-                self._measures.time_to_running((now - since).total_seconds(), since="wake")
-        if status.phase is Phase.SLEEPING and before.phase is Phase.STOPPING:
+    def _measure(self, machine: Machine, status: MachineStatus, *, since: datetime | None) -> None:
+        before, born = machine.status, machine.metadata.creationTimestamp
+        if before.phase in _ON_THE_WAY:
             since = before.last_transition_at
-            if since is not None:
-                self._measures.time_to_sleep((now - since).total_seconds())
+        if status.phase is Phase.SLEEPING and before.phase is not None and since is not None:
+            self._measures.time_to_sleep(self._seconds(since))
+        if status.phase is not Phase.RUNNING or before.phase is Phase.FAILED:
+            return
+        if born is not None and _first_start(before):
+            self._measures.time_to_running(self._seconds(born), since="create")
+        elif since is not None:
+            self._measures.time_to_running(self._seconds(since), since="wake")
+
+    def _seconds(self, since: datetime) -> float:
+        return max((self._now() - since).total_seconds(), 0.0)
 
     def _note(self, machine: Machine, kind: str, reason: str, message: str, *, action: str) -> None:
         self._events.note(
@@ -134,6 +141,15 @@ def reference_to(machine: Machine) -> ObjectRef:
 def _is_trouble(reason: str | None) -> bool:
     facts = REASONS.get(Reason(reason)) if reason in set(Reason) else None
     return facts is not None and facts.is_trouble
+
+
+def _first_start(before: MachineStatus) -> bool:
+    """Whether a machine that was so had never run before."""
+    if before.phase is not Phase.STARTING:
+        return before.phase in (None, Phase.ACCEPTED, Phase.PLACEMENT_PENDING)
+    # At most accepted, placement_pending and starting itself; a crash leaves its count, and a wake its own.
+    steps = before.transitions or 0
+    return steps <= 3 and not before.wake_count and before.backoff is None
 
 
 def _ordinal(number: int) -> str:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from machine_operator.api.conditions import ConditionType
 from machine_operator.api.machine import Machine, MachineStatus
-from machine_operator.api.phases import REASONS, Phase, Reason
 from machine_operator.controller.actor import Actor
 from machine_operator.controller.journal import Journal
 from machine_operator.controller.observer import Observer
+from machine_operator.controller.patience import patience_for
 from machine_operator.controller.troubles import trouble_of
 from machine_operator.kube.errors import (
     ApiError,
@@ -45,12 +44,6 @@ log = logging.getLogger(__name__)
 
 _SOON = 0.5
 """Seconds until the next look after a conflict."""
-
-_PASSING = 1.0
-"""Seconds for which a phase that is only passed through is not worth a write."""
-
-_DETAILS = 3.0
-"""Seconds for which a change of details may wait for company."""
 
 _OUTAGE = 30.0
 """Seconds between two tries while the API server or a webhook is away."""
@@ -106,6 +99,14 @@ class Outcome:
         return "success" if self.requeue_after is None else "requeue_after"
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A report that is put off: until when, by the loop's clock, and what it is about began at that moment."""
+
+    due: float
+    since: datetime
+
+
 class Reconciler:
     """Brings machines to where they should be, one pass at a time.
 
@@ -129,7 +130,7 @@ class Reconciler:
         self._limits = limits
         self._known = known
         self._now = now
-        self._due: dict[str, float] = {}
+        self._waiting: dict[str, _Waiting] = {}
 
     async def reconcile(self, known: Known) -> Outcome:
         """One pass.
@@ -157,7 +158,7 @@ class Reconciler:
 
     def forget(self, machine: Machine) -> None:
         """The machine is gone."""
-        self._due.pop(machine.metadata.uid, None)
+        self._waiting.pop(machine.metadata.uid, None)
         self._observer.forget(machine)
 
     async def _decide(self, known: Known) -> tuple[Observation, Decision]:
@@ -232,61 +233,23 @@ class Reconciler:
         return Outcome(requeue_after=later)
 
     async def _write(self, machine: Machine, status: MachineStatus) -> None:
-        self._due.pop(machine.metadata.uid, None)
+        waiting = self._waiting.pop(machine.metadata.uid, None)
         if await self._actor.report(machine, status):
-            self._journal.reported(machine, status)
+            self._journal.reported(machine, status, since=waiting.since if waiting else None)
 
     def _wait(self, machine: Machine, status: MachineStatus) -> float:
-        """Seconds for which the report can wait; 0 where it cannot."""
+        """Seconds for which the report can wait; 0 where it cannot, or there is nothing to report."""
+        uid, before = machine.metadata.uid, self._waiting.get(machine.metadata.uid)
         if not self._actor.differs(machine, status):
+            self._waiting.pop(uid, None)
             return 0.0
-        patience = _patience(machine.status, status)
+        patience = patience_for(machine.status, status)
         if not patience:
             return 0.0
         now = asyncio.get_running_loop().time()
-        due = min(self._due.get(machine.metadata.uid, math.inf), now + patience)
-        self._due[machine.metadata.uid] = due
+        due = now + patience if before is None else min(before.due, now + patience)
+        self._waiting[uid] = _Waiting(due, before.since if before else self._now())
         return due - now
-
-
-def _patience(before: MachineStatus, after: MachineStatus) -> float:
-    """Seconds that the difference can wait before it is written."""
-    if _gist(before) == _gist(after) or after.reason == Reason.GUEST_NOT_REACHABLE:
-        return _DETAILS  # a guest that ends, or is busy for a moment, does not answer either
-    if after.phase not in _PASSED_THROUGH or REASONS[Reason(after.reason or "")].is_trouble:
-        return 0.0
-    # Nobody asked a machine that was up to go through that: it broke, and whoever uses it has to know.
-    broke = before.phase is Phase.RUNNING and before.desired_power == after.desired_power
-    return 0.0 if broke else _PASSING
-
-
-_PASSED_THROUGH = frozenset(
-    {Phase.ACCEPTED, Phase.PLACEMENT_PENDING, Phase.STARTING, Phase.STOPPING}
-)
-
-
-def _gist(status: MachineStatus) -> tuple[object, ...]:
-    """What people and programs wait for; the rest are details."""
-    return (
-        status.phase,
-        status.reason,
-        status.last_error,
-        status.observedGeneration,
-        status.desired_power,
-        status.backoff,
-        [(c.status, c.reason) for c in status.conditions if c.type in _TELLING],
-        len(status.conditions),
-    )
-
-
-_TELLING = frozenset(
-    {
-        ConditionType.READY,
-        ConditionType.STALLED,
-        ConditionType.RECONCILING,
-        ConditionType.RESTART_PENDING,
-    }
-)
 
 
 def _batches(actions: tuple[do.Action, ...]) -> list[list[do.Action]]:
