@@ -67,12 +67,13 @@ def spare_cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def impatient_cluster() -> Iterator[Cluster]:
     """A cluster without guests whose operator does not wait long, for tests that put things in its way."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in IMPATIENT.items():
-            patch.setenv(f"MACHINE_OPERATOR_{name}", value)
-        with fresh_cluster("test-impatient", qemu=False) as cluster:
+    with fresh_cluster("test-impatient", qemu=False) as cluster:
+        # Only while it starts: the variables would reach every other cluster and test of the session.
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in IMPATIENT.items():
+                patch.setenv(f"MACHINE_OPERATOR_{name}", value)
             cluster.up()
-            yield cluster
+        yield cluster
 
 
 @pytest.fixture

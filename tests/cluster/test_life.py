@@ -5,6 +5,7 @@ The guest is the same one from test to test (each boot costs seconds); each test
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,10 +107,18 @@ def test_sleep_and_wake_keep_the_home_and_the_host_key_but_not_a_removed_key(
     assert "Permission denied" in refused.stderr
 
 
-def test_a_guest_that_powers_itself_off_is_started_again(hello: Machine) -> None:
+def test_a_guest_that_powers_itself_off_sleeps_until_somebody_wakes_it(hello: Machine) -> None:
     boot = hello.boot_id()
     with one_guest_each():
         hello.run("echo kept > again; sync; sudo poweroff", check=False)
+        hello.wait_phase("sleeping", timeout=MINUTE)
+        request = hello.status["power_request"]
+        assert (request["by"], request["state"]) == ("guest", "sleeping")
+        wake = {"last_touch_at": "2026-03-01T10:00:00Z"}
+        hello.kubectl(
+            "patch", "machine", hello.name, "--subresource=status", "--type=merge",
+            "--patch", json.dumps({"status": {"activity": wake}}),
+        )  # fmt: skip
         until(lambda: hello.boot_id() != boot, "another boot", timeout=2 * MINUTE)
     assert hello.run("cat again") == "kept"
     hello.wait_phase("running").wait_ready()

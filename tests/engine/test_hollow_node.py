@@ -355,6 +355,7 @@ async def test_a_scheduled_vmi_runs(world: World) -> None:
     [
         (Outcome.SHUTDOWN, "Succeeded"),
         (Outcome.KILLED, "Failed"),
+        (Outcome.NODE_STOPPED, "Failed"),
         (Outcome.CRASHED, "Failed"),
         (Outcome.PANICKED, "Failed"),
     ],

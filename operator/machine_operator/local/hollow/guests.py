@@ -19,6 +19,7 @@ from machine_operator.local.hollow.qemu import GuestPlan, command_line
 from machine_operator.local.hollow.qmp import Qmp, QmpError
 from machine_operator.local.hollow.rundir import (
     GuestRecord,
+    Outcome,
     RunDirectory,
     run_directories,
 )
@@ -181,12 +182,13 @@ async def _living(directory: RunDirectory, record: GuestRecord | None) -> HeldPr
 async def stop_guests(data: Path, *, grace: float) -> None:
     """End every guest in a node's data directory; its hollow node must not be running any more.
 
-    Guests get the power button and `grace` seconds; then their power is cut. How each one ended is
-    written down, so that the next start of the node reports a clean shutdown as one.
+    Guests get the power button and `grace` seconds; then their power is cut. That it was the node's doing is
+    written down, so that the next start of the node does not report it as the guest's own: they shall run again.
     """
     guests = Guests(data)
     await guests.adopt()
     for guest in guests:
+        guest.directory.write_outcome(Outcome.NODE_STOPPED)
         guest.shut_down(lambda: grace)
     for guest in guests:
         await guest.ended.wait()

@@ -336,6 +336,7 @@ class Instances:
 
 
 _WHY: dict[Outcome | None, str] = {
+    Outcome.NODE_STOPPED: "its node was stopped",
     Outcome.KILLED: "it did not power off in time, so its power was cut",
     Outcome.PANICKED: "its kernel panicked; its console log says why",
     Outcome.CRASHED: "QEMU ended without a power-off of the guest",

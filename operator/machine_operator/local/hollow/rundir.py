@@ -29,6 +29,8 @@ class Outcome(StrEnum):
 
     SHUTDOWN = "shutdown"
     """The guest powered itself off, asked to or not."""
+    NODE_STOPPED = "node stopped"
+    """Its node was stopped under it."""
     KILLED = "killed"
     """Its power was cut by us."""
     PANICKED = "panicked"
