@@ -210,3 +210,26 @@ def test_create_answers_conflict_for_the_same_name() -> None:
             world.api.handle(Request("create", "machines", "ns", None, None, obj, {}))
 
     run_virtual(scenario())
+
+
+def test_what_is_told_before_the_caches_are_complete_waits_for_them() -> None:
+    """An old machine looks as if it had lost everything then; only one without our finalizer has no children yet."""
+
+    async def scenario() -> None:
+        world = World()
+        async with world.operator():
+            await running(world)
+        machine = world.api.find("machines")
+        before = len(world.api.log)
+        async with world.operator(latency=5.0) as process:
+            process.engine.saw_machine(machine)
+            machine["status"]["last_error"] = "scribbled"
+            machine["metadata"]["resourceVersion"] = str(10**6)
+            process.engine.saw_machine(machine)
+            await asyncio.sleep(4.0)
+            assert not process.engine.ready
+            assert len(process.engine.queue) == 0
+            assert process.engine.queue.in_progress().keys == 0
+            assert world.api.writes(before) == []
+
+    run_virtual(scenario())

@@ -188,16 +188,16 @@ class Engine:
         """A Machine as the watch has it. `listed` ones were there before; they wait for those that changed."""
         key = Key(obj["metadata"]["namespace"], obj["metadata"]["name"])
         match self.machines.learn(obj):
-            case News.ASKED:
-                if not self._may_work(key):
-                    return  # looked at once the caches are complete
-                self.queue.add(key, priority=self._priority(key, listed=listed))
-            case News.STATUS:
-                self.queue.add_calmly(key, _ECHO)
             case News.GONE:
                 self.lost_machine(obj)
             case News.NOTHING:
                 pass
+            case _ if not self._may_work(key):
+                pass  # looked at once the caches are complete
+            case News.ASKED:
+                self.queue.add(key, priority=self._priority(key, listed=listed))
+            case News.STATUS:
+                self.queue.add_calmly(key, _ECHO)
 
     def _priority(self, key: Key, *, listed: bool) -> Priority:
         """A new machine is worked on in turn with those that are on their way up: starting more of them than can be

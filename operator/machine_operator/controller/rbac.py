@@ -38,7 +38,7 @@ def operator_rules() -> list[Object]:
         # Listed for one claim at a time: a provisioner tells nowhere else why there is no volume.
         _rule("", ["events"], ["list", "create", "patch"]),
         _rule("", ["nodes"], ["get", "list", "watch"]),
-        _rule("coordination.k8s.io", ["leases"], ["get", "create", "patch", "update"]),
+        _rule("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
     ]
 
 
