@@ -17,10 +17,7 @@ import pytest
 
 from machine_operator.local.locks import exclusive
 from machine_operator.local.paths import cluster_paths
-from tests.cluster.support import Cluster, Completed, Machine
-
-IMPATIENT = {"GRACE_SECONDS": "1", "STOP_TIMEOUT": "2s", "MINIMUM_AWAKE": "3s"}
-"""Settings of the impatient cluster's operator."""
+from tests.cluster.support import IMPATIENT, Cluster, Completed, Machine
 
 _LOCK_LIMIT = 1800.0
 _TEST_LIMIT = 300.0
@@ -71,7 +68,7 @@ def impatient_cluster() -> Iterator[Cluster]:
         # Only while it starts: the variables would reach every other cluster and test of the session.
         with pytest.MonkeyPatch.context() as patch:
             for name, value in IMPATIENT.items():
-                patch.setenv(f"MACHINE_OPERATOR_{name}", value)
+                patch.setenv(name, value)
             cluster.up()
         yield cluster
 

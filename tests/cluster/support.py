@@ -33,6 +33,7 @@ from tests.cluster.host import guests_by_machine
 
 __all__ = [
     "COMPONENTS",
+    "IMPATIENT",
     "MINUTE",
     "Cluster",
     "Completed",
@@ -46,6 +47,13 @@ __all__ = [
 Object = dict[str, Any]
 Completed = subprocess.CompletedProcess[str]
 T = TypeVar("T")
+
+IMPATIENT = {
+    "MACHINE_OPERATOR_GRACE_SECONDS": "1",
+    "MACHINE_OPERATOR_STOP_TIMEOUT": "2s",
+    "MACHINE_OPERATOR_MINIMUM_AWAKE": "3s",
+}
+"""Environment of the operators of the impatient cluster."""
 
 MINUTE = 60.0
 """Seconds. A guest boots in a tenth of that where nothing else runs."""

@@ -17,7 +17,7 @@ import pytest
 from machine_operator.api.names import ADOPT_ANNOTATION, PAUSED_ANNOTATION, UID_LABEL
 from machine_operator.local.processes import ProcessRecord
 from tests.cluster.failures import told, well
-from tests.cluster.support import Cluster, Machine, fetch, until
+from tests.cluster.support import IMPATIENT, Cluster, Machine, fetch, until
 
 pytestmark = pytest.mark.cluster
 
@@ -131,7 +131,12 @@ def standby(cluster: Cluster, log: Path) -> Iterator[str]:
         "--identity=standby",
     ]
     with log.open("w") as output:
-        process = subprocess.Popen([*argv, *flags], stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [*argv, *flags],
+            env={**os.environ, **IMPATIENT},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
     try:
         yield address
     finally:
@@ -146,6 +151,9 @@ def standby(cluster: Cluster, log: Path) -> Iterator[str]:
 def test_when_the_leader_is_killed_the_standby_works(machine: Machine, tmp_path: Path) -> None:
     cluster, log = machine.cluster, tmp_path / "standby.log"
     machine.apply().wait_phase("running").wait_ready()
+    # Details come some seconds after the phase; whoever leads then writes them.
+    until(lambda: machine.status.get("effective"), "the details of the machine")
+    until(lambda: machine.condition("StorageReady")["status"] == "True", "its disk")
     version = machine.get()["metadata"]["resourceVersion"]
     leads = 'leader_election_master_status{name="machine-operator"} 1.0'
     supervisor = ProcessRecord.from_json(cluster.state()["supervisor"])
