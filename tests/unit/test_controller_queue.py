@@ -226,7 +226,7 @@ def test_a_cancelled_worker_takes_nothing_with_it() -> None:
 
 # ---- who comes next
 
-WAITING = (Priority.USER, Priority.CHILD, Priority.RESYNC)
+WAITING = (Priority.USER, Priority.NORMAL, Priority.RESYNC)
 
 
 def lanes(*, patience: int = 1_000_000) -> WorkQueue[str]:
@@ -297,7 +297,7 @@ def test_the_least_urgent_key_is_served_under_endless_urgent_work() -> None:
     async def scenario(_: WorkQueue[str]) -> None:
         queue = lanes(patience=10)
         queue.add("a", priority=Priority.RESYNC)
-        queue.add("b", priority=Priority.CHILD)
+        queue.add("b", priority=Priority.NORMAL)
         for number in range(100):
             queue.add(f"u{number}", priority=Priority.USER)
         served = await order(queue)

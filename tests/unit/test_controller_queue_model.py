@@ -19,7 +19,7 @@ from machine_operator.controller.queue import Priority, WorkQueue
 
 PATIENCE = 4
 KEYS = st.sampled_from([lane + number for lane in "abc" for number in "123"])
-PRIORITIES = st.sampled_from([Priority.RESYNC, Priority.CHILD, Priority.USER])
+PRIORITIES = st.sampled_from([Priority.RESYNC, Priority.NORMAL, Priority.USER])
 DELAYS = st.integers(-1, 30).map(float)
 
 

@@ -35,10 +35,8 @@ class Priority(IntEnum):
 
     RESYNC = 0
     """Nothing is known to have changed: start-up, and checks from time to time."""
-    CHILD = 1
-    """Something around the object has changed, or its time has come."""
     NORMAL = 1
-    """Another word for CHILD."""
+    """Something around the object has changed, or its time has come."""
     USER = 2
     """Somebody waits for an answer."""
 
