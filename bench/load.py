@@ -28,14 +28,21 @@ from machine_operator.kube.errors import KubeError
 from machine_operator.kube.resources import (
     MACHINES,
     NAMESPACES,
+    PERSISTENT_VOLUME_CLAIMS,
+    SECRETS,
     VIRTUAL_MACHINE_INSTANCES,
     VIRTUAL_MACHINES,
     Resource,
 )
 
-__all__ = ["ENDS", "Taken", "offer"]
+__all__ = ["COMPANIONS", "ENDS", "Taken", "offer"]
 
 _AT_A_TIME = 1000
+
+COMPANIONS = "companions"
+"""The member of a body with what is created before it, as part of the same create: plural -> object."""
+
+_COMPANION_KINDS = {kind.plural: kind for kind in (SECRETS, PERSISTENT_VOLUME_CLAIMS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +155,12 @@ class _Load:
 
     async def _create(self, body: Object) -> None:
         begun = time.monotonic()
+        own = {key: value for key, value in body.items() if key != COMPANIONS}
         try:
-            await self._client.create(self._kind, body, namespace=self._namespace)
+            for plural, companion in body.get(COMPANIONS, {}).items():
+                kind = _COMPANION_KINDS[plural]
+                await self._client.create(kind, companion, namespace=self._namespace)
+            await self._client.create(self._kind, own, namespace=self._namespace)
         except KubeError as error:
             self.taken.failures.append(str(error))
         finally:

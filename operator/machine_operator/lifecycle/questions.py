@@ -15,8 +15,9 @@ from machine_operator.lifecycle.situation import Situation
 
 __all__ = ["UNBOUND_PATIENCE", "questions_of"]
 
-UNBOUND_PATIENCE: Final = 20.0
-"""Seconds for which a disk may be without a volume before it is asked why."""
+UNBOUND_PATIENCE: Final = 60.0
+"""Seconds for which a disk may be without a volume before it is asked why: cloud provisioners take half of that, and a
+question per machine is the last thing that a busy API server needs."""
 
 
 def questions_of(at: Situation) -> frozenset[Question]:
