@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 LOCAL  := $(BIN)/machine-operator local
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop clean test test-fast lint format lock crds docs bench-local bench-controller bench-from-nothing packages
+.PHONY: help run stop clean test test-fast lint format lock crds docs bench-local bench-controller bench-gateway bench-from-nothing packages
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,6 +45,7 @@ docs: $(STAMP) ## Write the generated pages of docs/ again from the models and t
 	$(BIN)/python scripts/machine-docs > docs/machine.md
 	$(BIN)/python scripts/lifecycle-docs > docs/lifecycle.md
 	$(BIN)/machine-operator controller --print-reference > docs/operations/configuration.md
+	$(BIN)/machine-operator gateway --print-reference > docs/operations/gateway.md
 
 lock: $(STAMP) ## Lock the dependencies of pyproject.toml again (by version and hash)
 	$(BIN)/pip install -q uv
@@ -58,6 +59,10 @@ bench-local: $(STAMP) ## Measure the local cluster: start, boot, memory (prints 
 bench-controller: $(STAMP) ## Measure the operator beside a bare loop: times, throughput, writes, memory, fail-over (an hour)
 	@scripts/system-packages
 	$(BIN)/python bench/controller.py
+
+bench-gateway: $(STAMP) ## Measure the gateway: requests per core, creates, streams (prints a table)
+	@scripts/system-packages
+	$(BIN)/python bench/gateway.py
 
 bench-from-nothing: $(STAMP) ## Measure `make run` from a fresh clone with nothing cached, step by step (minutes, gigabytes)
 	$(BIN)/python bench/local.py --from-nothing

@@ -23,6 +23,7 @@ from clusters import BenchError, processor_seconds, progress
 
 from machine_operator.api.crd import machine_crd
 from machine_operator.controller.rbac import operator_rbac
+from machine_operator.gateway.rbac import gateway_rbac
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.connection import connect
 from machine_operator.kube.errors import KubeError
@@ -213,10 +214,11 @@ class Plane:
 
     def _put_objects(self) -> None:
         objects = load_manifests(self.settings, self.paths)
-        first = [*namespaces(self.settings, self.paths), *objects.rbac(), *operator_rbac()]
-        items = [*first, *objects.crds(), machine_crd()]
+        first = [*namespaces(self.settings, self.paths), *objects.rbac()]
+        items = [*first, *operator_rbac(), *gateway_rbac(), *objects.crds(), machine_crd()]
         whole = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
-        self._kubectl("create", "-f", "-", stdin=whole)
+        # Not `create`: the API server makes the namespace `default` itself; here it gets a label.
+        self._kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=whole)
         deadline = time.monotonic() + _START_LIMIT
         while True:
             try:

@@ -10,13 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from machine_operator.controller.options import BadValue
-from machine_operator.controller.settings import (
-    SETTINGS,
-    Effective,
-    SettingsError,
-    load_settings,
-)
+from machine_operator.config.options import BadValue
+from machine_operator.config.settings import SettingsError
+from machine_operator.controller.settings import SETTINGS, Effective, load_settings
 from machine_operator.kubevirt.settings import MachineDefaults
 from machine_operator.lifecycle.limits import Limits
 
@@ -77,11 +73,11 @@ def test_each_source_beats_the_ones_before(config: Any):
     assert got.settings.limits.grace == 3.0
     assert got.settings.machines.ssh_port == 2
     assert got.settings.resync == 120.0
-    assert got.origins["workers"] == "flag --workers"
-    assert got.origins["grace_seconds"] == "environment MACHINE_OPERATOR_GRACE_SECONDS"
-    assert got.origins["ssh_port"] == f"file {flags['config']}"
-    assert got.origins["log_level"] == "default"
-    assert got.written["resync"] == "2m"
+    assert got.written.origins["workers"] == "flag --workers"
+    assert got.written.origins["grace_seconds"] == "environment MACHINE_OPERATOR_GRACE_SECONDS"
+    assert got.written.origins["ssh_port"] == f"file {flags['config']}"
+    assert got.written.origins["log_level"] == "default"
+    assert got.written.shown["resync"] == "2m"
 
 
 def test_the_file_can_be_named_in_the_environment_and_a_flag_beats_that(config: Any):
@@ -146,7 +142,7 @@ def test_what_yaml_makes_of_values_is_understood(config: Any):
     got = load(flags=config("leader_elect: no\nresync: 1800\nminimum_awake: 0s\nworkers: '7'\n"))
     assert (got.settings.leader_elect, got.settings.resync) == (False, 1800.0)
     assert (got.settings.limits.minimum_awake, got.settings.workers) == (0.0, 7)
-    assert got.written["minimum_awake"] == "0s"
+    assert got.written.shown["minimum_awake"] == "0s"
 
 
 def test_a_variable_that_kubernetes_made_is_explained():
@@ -157,7 +153,7 @@ def test_a_variable_that_kubernetes_made_is_explained():
 def test_a_mistyped_variable_is_doubted_and_foreign_ones_are_not():
     foreign = {"MACHINE_OPERATOR_CACHE": "x", "MACHINE_OPERATOR_METRICS_SERVICE_HOST": "10.0.0.1"}
     got = load(environ={**foreign, "MACHINE_OPERATOR_LEADERELECT": "false"})
-    assert got.warnings == (
+    assert got.written.warnings == (
         "environment MACHINE_OPERATOR_LEADERELECT: it is not read; "
         "did you mean MACHINE_OPERATOR_LEADER_ELECT?",
     )
@@ -179,7 +175,7 @@ def test_the_key_of_the_authority_is_read(tmp_path: Path):
     path.write_text(f"# the authority\n\n{KEY}\n")
     got = load(flags={"ssh_user_ca": str(path)})
     assert got.settings.machines.ssh_user_ca == KEY
-    assert got.written["ssh_user_ca"] == str(path)
+    assert got.written.shown["ssh_user_ca"] == str(path)
 
 
 @pytest.mark.parametrize(

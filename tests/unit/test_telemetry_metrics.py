@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from machine_operator import __version__
 from machine_operator.api.phases import Phase
 from machine_operator.controller.queue import QueueMetrics, WorkQueue
+from machine_operator.telemetry.gateway import GatewayMetrics
 from machine_operator.telemetry.metrics import ControllerMetrics
 from machine_operator.telemetry.registry import new_registry
 from tests.support.virtual import run_virtual
@@ -62,6 +63,12 @@ def use_all(metrics: ControllerMetrics) -> None:
     metrics.ask_watches(ages=lambda: {"machines": 1.0}, relists=lambda: {"machines": 0})
     metrics.ask_events(lambda: {"created": 3})
     metrics.ask_queue(lambda: Work(2, 5.0, 3.0))
+
+
+def use_all_of_the_gateway(metrics: GatewayMetrics) -> None:
+    metrics.answered("/v1/machines", "GET", 200, seconds=0.001)
+    metrics.machines.values = lambda: {"machines": 3.0}
+    metrics.behind.values = lambda: {"machines": 0.0}
 
 
 def test_the_queue_tells_its_story(counts: Counts) -> None:
@@ -196,6 +203,7 @@ def test_the_page_has_no_series_of_beginnings(counts: Counts) -> None:
 def metrics_of_the_code() -> dict[str, tuple[str, set[str]]]:
     registry = CollectorRegistry()
     use_all(ControllerMetrics(registry, host=HOST))
+    use_all_of_the_gateway(GatewayMetrics(registry))
     found: dict[str, tuple[str, set[str]]] = {}
     for metric in registry.collect():
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
-import yaml
 
 from machine_operator.cli.errors import sentences
-from machine_operator.controller.options import PREFIX, Setting
-from machine_operator.controller.settings import (
-    SETTINGS,
-    Effective,
-    SettingsError,
-    load_settings,
-)
+from machine_operator.cli.settings import config_lines, reference_table, setting_options
+from machine_operator.config.options import PREFIX
+from machine_operator.config.settings import SettingsError
+from machine_operator.controller.settings import SETTINGS, load_settings
 from machine_operator.kube.errors import ConfigurationError
 
 __all__ = ["controller", "reference"]
-
-Command = Callable[..., None]
 
 _HEAD = f"""\
 # Configuration of the controller
@@ -70,23 +63,6 @@ number of seconds.
 """
 
 
-def _options(command: Command) -> Command:
-    """One option for each setting. What is written is judged with that of all other sources, not by click."""
-    for item in reversed(SETTINGS):
-        default = item.default if item.default is not None else item.found
-        switch = not item.kind.metavar
-        name = f"{item.flag}/{item.flag_off}" if switch else item.flag
-        command = click.option(
-            name,
-            item.name,
-            type=bool if switch else str,
-            metavar=None if switch else item.kind.metavar,
-            default=None,
-            help=f"{item.help}  [default: {default}]",
-        )(command)
-    return command
-
-
 def _print_reference(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
         click.echo(reference(), nl=False)
@@ -97,7 +73,7 @@ def _print_reference(context: click.Context, _: click.Parameter, wanted: bool) -
     epilog=f"Each option is also a variable {PREFIX}… and a key of the file, see docs/operations/configuration.md."
 )
 @click.option("--config", metavar="FILE", help="YAML file with settings.")
-@_options
+@setting_options(SETTINGS)
 @click.option("--print-config", is_flag=True, help="Print what counts, and where it comes from.")
 @click.option(
     "--print-reference",
@@ -111,10 +87,10 @@ def controller(*, print_config: bool, **flags: Any) -> None:
     """Run the operator, in a cluster or outside of it."""
     with sentences(SettingsError):
         effective = load_settings(flags=flags, environ=os.environ)
-    for warning in effective.warnings:
+    for warning in effective.written.warnings:
         click.echo(f"Warning: {warning}", err=True)
     if print_config:
-        for line in _lines(effective):
+        for line in config_lines(SETTINGS, effective.written):
             click.echo(line)
         return
     # Imported late: kopf takes a second to load, which no other command should pay.
@@ -124,35 +100,7 @@ def controller(*, print_config: bool, **flags: Any) -> None:
         run(effective.settings)
 
 
-def _lines(effective: Effective) -> Iterator[str]:
-    """The settings as a file. What is found out at each start is a comment: written down it would stay."""
-    for item in SETTINGS:
-        origin, written = effective.origins[item.name], effective.written[item.name]
-        line = f"{item.name}:" if written is None else f"{item.name}: {_scalar(item, written)}"
-        if item.default is None and origin.startswith("default"):
-            line = f"# {line}"
-        yield f"{line:<50}  # {origin}"
-
-
-def _scalar(item: Setting, written: str) -> str:
-    """As YAML that means the same again."""
-    value = written if item.kind.metavar not in ("", "NUMBER") else yaml.safe_load(written)
-    return yaml.safe_dump(value, width=10_000, allow_unicode=True).partition("\n")[0]
-
-
 def reference() -> str:
     """docs/operations/configuration.md."""
-    rows = [
-        f"| `{item.name}` | {_cell(item.kind.allowed)} | {_default(item)} | {_cell(item.help)} |"
-        for item in SETTINGS
-    ]
-    head = ["", "| key | allowed | default | what it is |", "|---|---|---|---|"]
-    return "\n".join([textwrap.dedent(_HEAD).rstrip(), *head, *rows, "", _EXAMPLE])
-
-
-def _default(item: Setting) -> str:
-    return f"`{item.default}`" if item.default is not None else _cell(item.found)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    head = [textwrap.dedent(_HEAD).rstrip(), ""]
+    return "\n".join([*head, *reference_table(SETTINGS), "", _EXAMPLE])

@@ -83,6 +83,7 @@ def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--no-controller", is_flag=True, help="Leave the operator out, to run your own from a checkout."
 )
+@click.option("--no-gateway", is_flag=True, help="Leave the REST gateway out.")
 @click.option(
     "--ssh-port",
     type=click.IntRange(1, 65535),
@@ -99,12 +100,17 @@ def up(
     *,
     hollow: bool,
     no_controller: bool,
+    no_gateway: bool,
     ssh_port: int | None,
     binaries: Path | None,
 ) -> None:
     """Bring the cluster up (harmless where it runs)."""
     wanted = cluster.Wanted(
-        qemu=not hollow, controller=not no_controller, ssh_port=ssh_port, prebuilt=binaries
+        qemu=not hollow,
+        controller=not no_controller,
+        gateway=not no_gateway,
+        ssh_port=ssh_port,
+        prebuilt=binaries,
     )
     progress = progress_for(sys.stderr)
     with sentences(*_ERRORS):
@@ -182,7 +188,7 @@ def _print_status(seen: cluster.Status) -> None:
 @_cluster_options
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def env(paths: ClusterPaths, *, as_json: bool) -> None:
-    """Print shell exports that point kubectl at this cluster: eval "$(machine-operator local env)"."""
+    """Print shell exports that point kubectl and DCS clients at this cluster: eval "$(machine-operator local env)"."""
     with sentences(*_ERRORS):
         variables = cluster.environment(paths)
     if as_json:

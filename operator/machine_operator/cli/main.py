@@ -9,6 +9,8 @@ import click
 from machine_operator import __version__
 from machine_operator.cli.controller import controller
 from machine_operator.cli.crds import crds
+from machine_operator.cli.gateway import gateway
+from machine_operator.cli.keys import keys
 from machine_operator.cli.local import local
 
 __all__ = ["main"]
@@ -22,6 +24,8 @@ def main() -> None:
 
 main.add_command(controller)
 main.add_command(crds)
+main.add_command(gateway)
+main.add_command(keys)
 main.add_command(local)
 
 if __name__ == "__main__":

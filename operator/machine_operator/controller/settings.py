@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from machine_operator.controller.options import (
-    BadValue,
+from machine_operator.config.options import (
     Setting,
     address,
     choice,
@@ -25,19 +24,15 @@ from machine_operator.controller.options import (
     text,
     whole,
 )
-from machine_operator.controller.sources import doubts, everything
+from machine_operator.config.settings import Written, read_settings
 from machine_operator.kubevirt.settings import MachineDefaults
 from machine_operator.lifecycle.limits import Limits
 
-__all__ = ["SETTINGS", "ControllerSettings", "Effective", "SettingsError", "load_settings"]
+__all__ = ["SETTINGS", "ControllerSettings", "Effective", "load_settings"]
 
 _NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _OWN_NAMESPACE: Final = "machine-operator"
 _LABEL: Final = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-
-
-class SettingsError(Exception):
-    """The configuration cannot be used; one line for each thing that is wrong."""
 
 
 SETTINGS: Final = (
@@ -185,15 +180,11 @@ class Effective:
 
     Attributes:
         settings: the settings.
-        written: each of them as it would be written, None where it is not set.
-        origins: where each comes from.
-        warnings: sentences about what was probably meant otherwise.
+        written: how each would be written, and where it comes from.
     """
 
     settings: ControllerSettings
-    written: Mapping[str, str | None]
-    origins: Mapping[str, str]
-    warnings: tuple[str, ...]
+    written: Written
 
 
 def load_settings(
@@ -212,30 +203,17 @@ def load_settings(
     Raises:
         SettingsError: something is wrong; each line says where, which key, what, and what is allowed.
     """
-    mistakes: list[str] = []
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for given in everything(SETTINGS, flags=flags, environ=environ, mistakes=mistakes):
-        name, kind = given.setting.name, given.setting.kind
-        try:
-            values[name] = kind.parse(given.raw)
-            origins[name] = given.origin
-        except BadValue as error:
-            mistakes.append(f"{given.origin}: {name}: {error}; allowed: {kind.allowed}{given.hint}")
-    if mistakes:
-        raise SettingsError("\n".join(mistakes))
-    _find_out(values, origins, pod_namespace)
-    written = {
-        item.name: item.kind.show(values[item.name]) if item.name in values else None
-        for item in SETTINGS
-    }
-    return Effective(_settings(values), written, origins, tuple(doubts(SETTINGS, environ)))
+    written = read_settings(
+        SETTINGS,
+        flags=flags,
+        environ=environ,
+        find_out=lambda values: _find_out(values, pod_namespace),
+    )
+    return Effective(_settings(written.values), written)
 
 
-def _find_out(values: dict[str, Any], origins: dict[str, str], pod_namespace: Path) -> None:
+def _find_out(values: dict[str, Any], pod_namespace: Path) -> None:
     """Fill in the defaults that depend on where we run."""
-    for item in SETTINGS:
-        origins.setdefault(item.name, f"default: {item.found}")
     if "identity" not in values:
         values["identity"] = f"{socket.gethostname()}_{secrets.token_hex(4)}"
     if "lease_namespace" not in values:

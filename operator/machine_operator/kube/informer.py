@@ -70,6 +70,8 @@ class Informer(Generic[T]):
     _LONGEST_PAUSE = 30.0
     _GOOD_LIFE = 5.0
     """Seconds after which a stream that the server closes is followed by the next one at once."""
+    _HOLDS = 6.0
+    """Seconds after which a request that has not failed counts as an open stream; connecting may take 5."""
 
     def __init__(
         self,
@@ -99,6 +101,29 @@ class Informer(Generic[T]):
         self._position: int | None = None
         """Up to which version the stream has told everything; None until all has been listed."""
         self._progress = False
+        self._attempted_at: float | None = None
+        """When the stream that is open now was asked for; None between two."""
+        self._lost_at: float | None = None
+        """When contact was lost, unless something has come since."""
+
+    @property
+    def position(self) -> int:
+        """The version up to which everything is known; 0 before the first list is complete."""
+        return self._position or 0
+
+    @property
+    def behind(self) -> float:
+        """Seconds for which the API server has been out of reach; 0.0 while all is well.
+
+        A watch of which nothing is heard is no bad sign by itself: there may be nothing to tell for a minute. One
+        that was refused or broke is, until the next one has held for a moment.
+        """
+        if self._lost_at is None:
+            return 0.0
+        now = self._now()
+        if self._attempted_at is not None and now - self._attempted_at > self._HOLDS:
+            return 0.0
+        return now - self._lost_at
 
     @property
     def cache(self) -> Mapping[Key, T]:
@@ -129,7 +154,7 @@ class Informer(Generic[T]):
         pause = self._FIRST_PAUSE
         while True:
             self._progress, asked_to_wait = False, 0.0
-            began = self._now()
+            began = self._attempted_at = self._now()
             try:
                 await self._follow()
                 if self._progress and self._now() - began >= self._GOOD_LIFE:
@@ -140,6 +165,10 @@ class Informer(Generic[T]):
             except KubeError as error:
                 log.warning("watch of %s: %s", self.resource.plural, error)
                 asked_to_wait = error.retry_after or 0.0
+                if self.behind == 0.0:
+                    self._lost_at = self._now()
+            finally:
+                self._attempted_at = None
             if self._progress:
                 pause = self._FIRST_PAUSE
             # Never before the server wants us, and all that it sent away a little apart.
@@ -182,7 +211,7 @@ class Informer(Generic[T]):
             answer = await self._client.list(
                 self.resource, **self._scope, limit=limit, continue_token=token
             )
-            self.heard_at = self._now()
+            self._heard()
             for item in answer.get("items") or []:
                 self._tell("ADDED", item, named)
             try:
@@ -200,7 +229,7 @@ class Informer(Generic[T]):
         named: set[Key] = set()
         async with aclosing(cast("Any", stream)) as events:
             async for event in events:
-                self.heard_at = self._now()
+                self._heard()
                 if event["type"] == "BOOKMARK":
                     self._bookmark(event["object"], named)
                 else:
@@ -291,6 +320,9 @@ class Informer(Generic[T]):
         old = self._cache.pop(key, None)
         if old is not None:
             self._on_change(key, old, None)
+
+    def _heard(self) -> None:
+        self.heard_at, self._lost_at = self._now(), None
 
     @staticmethod
     def _now() -> float:

@@ -20,6 +20,7 @@ from machine_operator.api.machine import (
 )
 from machine_operator.api.names import PAUSED_ANNOTATION
 from machine_operator.api.phases import REASONS, SETTLED, DesiredState, Phase, Reason
+from machine_operator.api.revision import revision_with
 from machine_operator.api.timestamps import format_timestamp
 from machine_operator.lifecycle.autosleep import sleeps_at
 from machine_operator.lifecycle.backoff import backoff_of
@@ -68,7 +69,6 @@ def _status(
     moved = before.phase is not phase
     since = now if moved else before.last_transition_at or now
     transitions = (before.transitions or 0) + (1 if moved else 0)
-    request = before.power_request
     conditions = _conditions(at, phase=phase, reason=reason, error=error)
     progressed = moved or before.reason != reason or _flips(before.conditions, conditions)
     woke = before.phase is Phase.SLEEPING and at.goal.state is DesiredState.RUNNING and moved
@@ -77,9 +77,7 @@ def _status(
         phase=phase,
         reason=reason,
         retryable=REASONS[reason].retryable,
-        revision=str(
-            machine.metadata.generation + transitions + (request.sequence if request else 0)
-        ),
+        revision=revision_with(machine, transitions=transitions, request=before.power_request),
         last_transition_at=since,
         last_progress_at=now if progressed else before.last_progress_at,
         last_error=error,

@@ -21,10 +21,12 @@ import aiohttp
 
 from machine_operator.api.crd import machine_crd
 from machine_operator.controller.rbac import operator_rbac
+from machine_operator.gateway.rbac import gateway_rbac
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.connection import Connection
 from machine_operator.kube.errors import AlreadyExists, KubeError, NotFound
 from machine_operator.local import manifests
+from machine_operator.local.apikey import ensure_api_key
 from machine_operator.local.certificates import key_pair
 from machine_operator.local.hollow.rbac import objects as hollow_rbac
 from machine_operator.local.paths import ClusterPaths
@@ -105,7 +107,9 @@ class Bringup:
             objects = manifests.load_manifests(self._settings, self._paths)
             with self._step("roles and kinds"):
                 await self._put(manifests.namespaces(self._settings, self._paths))
-                await self._put([*objects.rbac(), *hollow_rbac(), *operator_rbac()])
+                await self._put(
+                    [*objects.rbac(), *hollow_rbac(), *operator_rbac(), *gateway_rbac()]
+                )
                 await self._start("virt-api")
                 await self._start("kube-scheduler")
                 crds = [*objects.crds(), machine_crd()]
@@ -127,9 +131,13 @@ class Bringup:
                 await self._until("virt-controller to lead", self._virt_controller_leads)
             with self._step("node"):
                 await self._until(f"node {NODE} to take machines", self._node_ready)
-            with self._step("controller"):
+            with self._step("controller and gateway"):
                 await self._start("controller")
+                await self._start("gateway")
+                if self._settings.gateway:
+                    await ensure_api_key(self._client, self._paths)
                 await self._until("the controller", self._controller_ready)
+                await self._until("the gateway", self._gateway_ready)
 
     # ---- what is put there
 
@@ -319,9 +327,13 @@ class Bringup:
         return f"ready={ready}, taints={taints}, kubevirt.io/schedulable={schedulable}"
 
     async def _controller_ready(self) -> str | None:
-        if not self._settings.controller:
-            return None
-        url = f"http://127.0.0.1:{self._settings.ports['controller']}/readyz"
+        return await self._ready("controller") if self._settings.controller else None
+
+    async def _gateway_ready(self) -> str | None:
+        return await self._ready("gateway-metrics") if self._settings.gateway else None
+
+    async def _ready(self, port: str) -> str | None:
+        url = f"http://127.0.0.1:{self._settings.ports[port]}/readyz"
         async with self._client.session.get(url) as response:
             text = (await response.text()).strip()
         return None if response.status == 200 else f"/readyz says {response.status} {text}"

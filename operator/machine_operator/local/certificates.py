@@ -38,6 +38,7 @@ CLIENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "kubelet": ("system:node:hollow-0", ("system:nodes",)),
     "provisioner": (f"{_SERVICE_ACCOUNT}:kube-system:local-provisioner", ()),
     "operator": (f"{_SERVICE_ACCOUNT}:machine-operator:machine-operator", ()),
+    "gateway": (f"{_SERVICE_ACCOUNT}:machine-operator:machine-operator-gateway", ()),
 }
 """Identity -> (user name, groups), each a client certificate of the cluster's authority.
 

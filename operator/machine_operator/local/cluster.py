@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from machine_operator.local.apikey import read_api_key
 from machine_operator.local.binaries import ensure_binaries
 from machine_operator.local.certificates import create_certificates
 from machine_operator.local.guest.image import ensure_guest
@@ -95,6 +96,7 @@ class Wanted:
 
     qemu: bool = True
     controller: bool = True
+    gateway: bool = True
     ssh_port: int | None = None
     prebuilt: Path | None = None
 
@@ -168,14 +170,21 @@ def environment(paths: ClusterPaths) -> dict[str, str]:
     Raises:
         ClusterError: there is no cluster.
     """
-    if ClusterSettings.load(paths.settings) is None:
+    settings = ClusterSettings.load(paths.settings)
+    if settings is None:
         raise ClusterError(f"there is no cluster in {paths.data}: run `machine-operator local up`")
     old = os.environ.get("PATH", "").split(os.pathsep)
     rest = [entry for entry in old if entry != str(paths.bin)]
     return {
         "KUBECONFIG": str(paths.kubeconfig),
         "PATH": os.pathsep.join([str(paths.bin), *rest]),
+        **_rest(settings, paths),
     }
+
+
+def _rest(settings: ClusterSettings, paths: ClusterPaths) -> dict[str, str]:
+    key = read_api_key(paths) if settings.gateway else None
+    return {"DEDALUS_BASE_URL": settings.rest, "DEDALUS_API_KEY": key} if key else {}
 
 
 # ---- starting
@@ -197,6 +206,7 @@ def _prepare(paths: ClusterPaths, *, binaries: Path, cache: Path, wanted: Wanted
         images=str(cache / "images"),
         qemu=wanted.qemu,
         controller=wanted.controller,
+        gateway=wanted.gateway,
         ssh_port=wanted.ssh_port or _ssh_port(),
     )
     create_certificates(paths.pki)
@@ -307,7 +317,7 @@ def end_leftovers(paths: ClusterPaths, *, say: Callable[[str], None]) -> None:
     recorded = (read_json(paths.state) or {}).get("components", {})
     active = [
         ProcessRecord.from_json(recorded[name]["process"])
-        for name in ("controller", "hollow-node")
+        for name in ("gateway", "controller", "hollow-node")
         if name in recorded
     ]
     end_processes(active, grace=2.0)

@@ -62,6 +62,8 @@ def components(settings: ClusterSettings, paths: ClusterPaths) -> dict[str, Comp
     ]
     if settings.controller:
         everything.append(_controller(settings, paths))
+    if settings.gateway:
+        everything.append(_gateway(settings, paths))
     return {component.name: component for component in everything}
 
 
@@ -238,5 +240,21 @@ def _controller(settings: ClusterSettings, paths: ClusterPaths) -> Component:
             # The supervisor never runs two of them, so a new one need not wait for the old one's lease to expire.
             "--identity=local",
             f"--metrics-address={_LOOPBACK}:{settings.ports['controller']}",
+        ),
+    )
+
+
+def _gateway(settings: ClusterSettings, paths: ClusterPaths) -> Component:
+    return Component(
+        "gateway",
+        (
+            sys.executable,
+            "-m",
+            "machine_operator.cli.main",
+            "gateway",
+            f"--kubeconfig={paths.kubeconfigs}/gateway.yaml",
+            f"--address={_LOOPBACK}:{settings.ports['gateway']}",
+            f"--gateway-metrics-address={_LOOPBACK}:{settings.ports['gateway-metrics']}",
+            f"--database=sqlite:///{paths.data}/gateway.db",
         ),
     )

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from machine_operator.gateway.orgs import ORG_LABEL
 from machine_operator.local.paths import ClusterPaths
 from machine_operator.local.settings import ClusterSettings
 
 __all__ = [
+    "LOCAL_ORG",
     "STORAGE_CLASS",
     "Manifests",
     "kubevirt_cr",
@@ -27,6 +29,7 @@ __all__ = [
 Object = dict[str, Any]
 
 STORAGE_CLASS = "local"
+LOCAL_ORG = "default"
 
 
 class Manifests:
@@ -80,6 +83,8 @@ def namespaces(settings: ClusterSettings, paths: ClusterPaths) -> list[Object]:
     return [
         _object("v1", "Namespace", "kubevirt"),
         _object("v1", "Namespace", "machine-operator"),
+        # Its machines are those of the organisation `default`, so that kubectl and REST show the same ones.
+        _object("v1", "Namespace", LOCAL_ORG, labels={ORG_LABEL: LOCAL_ORG}),
         _object(
             "v1",
             "ConfigMap",
@@ -133,11 +138,14 @@ def _object(
     *,
     namespace: str | None = None,
     annotations: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
     **rest: Any,
 ) -> Object:
     metadata: Object = {"name": name}
     if namespace:
         metadata["namespace"] = namespace
+    if labels:
+        metadata["labels"] = dict(labels)
     if annotations:
         metadata["annotations"] = dict(annotations)
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **rest}

@@ -44,6 +44,11 @@ class ClusterPaths:
         return self.kubeconfigs / "admin.yaml"
 
     @property
+    def api_key(self) -> Path:
+        """The API key of the gateway, for the organisation `default` (mode 0600)."""
+        return self.data / "api-key"
+
+    @property
     def bin(self) -> Path:
         """What `local env` puts on PATH."""
         return self.data / "bin"

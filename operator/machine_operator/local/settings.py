@@ -20,6 +20,8 @@ PORTS = (
     "virt-handler",
     "virt-controller",
     "controller",
+    "gateway",
+    "gateway-metrics",
 )
 """Everything that listens, each on 127.0.0.1."""
 
@@ -35,6 +37,7 @@ class ClusterSettings:
         images: the image store.
         qemu: False for `--hollow`: VMIs turn Running without a guest.
         controller: whether the operator itself is run too.
+        gateway: whether the REST gateway is run too.
         ssh_port: where each machine's sshd listens: 22, or a high port where 22 cannot be bound here.
         default_image: the root image of machines that name none.
     """
@@ -45,6 +48,7 @@ class ClusterSettings:
     images: str
     qemu: bool = True
     controller: bool = True
+    gateway: bool = True
     ssh_port: int = 22
     default_image: str = "machine-guest:12"
 
@@ -52,6 +56,11 @@ class ClusterSettings:
     def server(self) -> str:
         """Base URL of kube-apiserver."""
         return f"https://127.0.0.1:{self.ports['kube-apiserver']}"
+
+    @property
+    def rest(self) -> str:
+        """Base URL of the gateway."""
+        return f"http://127.0.0.1:{self.ports['gateway']}"
 
     @property
     def network(self) -> str:

@@ -206,9 +206,9 @@ class Supervisor:
         self._stopping = True
         if not failed:
             self._report("stopping", "stopping")
-        await self._end("controller", "hollow-node", grace=3.0)
+        await self._end("gateway", "controller", "hollow-node", grace=3.0)
         await stop_guests(self._paths.node, grace=_GUEST_GRACE)
-        stopped = ("controller", "hollow-node", "etcd")
+        stopped = ("gateway", "controller", "hollow-node", "etcd")
         await self._end(*(name for name in self._children if name not in stopped), grace=0)
         # Nobody writes any more, and its log is complete after each write: it need not drain for seconds.
         await self._end("etcd", grace=0.5)

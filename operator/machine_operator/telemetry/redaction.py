@@ -2,7 +2,7 @@
 
 The operator makes private keys (seeds) and sends tokens. Neither is ever logged on purpose, but an error message can
 quote a body or a header. What is recognised: PEM private keys, also where the end is missing, the line ends are
-escaped, or all of it is in base64; bearer tokens and JSON web tokens; the value of an `Authorization` header in any
+escaped, or all of it is in base64; bearer tokens, JSON web tokens and API keys of the gateway; the value of an `Authorization` header in any
 notation.
 """
 
@@ -46,6 +46,7 @@ _PATTERNS = (
         re.compile(r"\b(?P<name>Bearer\s+)[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE),
         rf"\g<name>{REDACTED}",
     ),
+    (re.compile(r"\bdsk-[a-z0-9]{12}-[A-Za-z0-9_-]{20,}"), REDACTED),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?"), REDACTED),
 )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine_operator.controller.options import PREFIX, BadValue, Setting
+from machine_operator.config.options import PREFIX, BadValue, Setting
 
 __all__ = ["Given", "doubts", "everything"]
 

@@ -6,6 +6,7 @@ says what is wrong; `allowed` says what would be right, in errors and in the doc
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ __all__ = [
     "address",
     "choice",
     "duration",
+    "number",
     "public_key",
+    "secret_url",
     "switch",
     "text",
     "whole",
@@ -112,6 +115,38 @@ def whole(low: int, high: int) -> Kind:
         return number
 
     return Kind("NUMBER", f"a whole number from {low} to {high}", parse)
+
+
+def number(low: float, high: float) -> Kind:
+    """A number within bounds."""
+
+    def parse(raw: Any) -> float:
+        try:
+            found = float(str(raw).strip()) if not isinstance(raw, bool) else math.nan
+        except ValueError:
+            found = math.nan
+        if not math.isfinite(found):
+            raise BadValue(f"{_quoted(raw)} is no number")
+        if not low <= found <= high:
+            raise BadValue(f"{_quoted(raw)} is too {'small' if found < low else 'large'}")
+        return found
+
+    return Kind("NUMBER", f"a number from {low:g} to {high:g}", parse, lambda value: f"{value:g}")
+
+
+def secret_url(*schemes: str) -> Kind:
+    """A URL which may hold a password; it is shown without."""
+    allowed = f"a URL of {' or '.join(f'{scheme}://' for scheme in schemes)}"
+
+    def parse(raw: Any) -> str:
+        written = str(raw).strip()
+        scheme, colon, rest = written.partition("://")
+        if not colon or scheme not in schemes or not rest or re.search(r"\s", written):
+            # Not even a part of it is repeated: what looks wrong may be a password.
+            raise BadValue("it is no such URL")
+        return written
+
+    return Kind("URL", allowed, parse, lambda url: re.sub(r"//[^/@]*@", "//***@", url))
 
 
 def duration(low: str, high: str) -> Kind:

@@ -1,0 +1,1 @@
+"""Settings of the programs: what may be written, and where it may be written."""

@@ -1,0 +1,41 @@
+"""The ASGI application: the DCS dialect, its OpenAPI document, and one place where failures become answers."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from machine_operator import __version__
+from machine_operator.gateway import answers
+from machine_operator.gateway.accounting import Accounting
+from machine_operator.gateway.dcs import openapi
+from machine_operator.gateway.dcs.machines import machine_routes
+from machine_operator.gateway.gateway import Gateway
+from machine_operator.telemetry.gateway import GatewayMetrics
+
+__all__ = ["build_app"]
+
+
+def build_app(gateway: Gateway, metrics: GatewayMetrics | None = None) -> FastAPI:
+    """What the server serves; requests are counted in `metrics`."""
+    app = FastAPI(
+        title="Dedalus Cloud Services API",
+        version=__version__,
+        openapi_url="/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+    )
+    app.include_router(machine_routes(gateway))
+    app.add_route("/healthz", _healthz, methods=["GET"], include_in_schema=False)
+    openapi.install(app)
+    answers.install(app)
+    if metrics is not None:
+        app.add_middleware(Accounting, metrics=metrics)
+    return app
+
+
+async def _healthz(_: Request) -> Response:
+    return PlainTextResponse("ok")

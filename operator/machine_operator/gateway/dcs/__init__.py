@@ -1,0 +1,1 @@
+"""The DCS REST dialect: paths, bodies and errors as its published clients expect them."""
