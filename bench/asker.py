@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import uvloop
 from clusters import BenchError
@@ -23,7 +24,7 @@ from typing_extensions import override
 __all__ = ["Job", "ask"]
 
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
-_LIMIT = 300.0
+_LIMIT = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,8 @@ class _Connection(asyncio.Protocol):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are not of that class, but are like it.
+        self._transport = cast("asyncio.Transport", transport)
         self._ask()
 
     @override

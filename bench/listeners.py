@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 import uvloop
 from clusters import BenchError
@@ -86,9 +87,9 @@ class _Stream(asyncio.Protocol):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.write(self._request)
+        # uvloop's transports are not of that class, but are like it.
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.write(self._request)
 
     @override
     def data_received(self, data: bytes) -> None:

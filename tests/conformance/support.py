@@ -136,7 +136,7 @@ class Rest:
             if answer.status == 200 and answer.body["phase"] == phase:
                 body: Object = answer.body
                 return body
-            assert time.monotonic() < deadline, f"{machine_id} is not {phase}: {answer}"
+            assert time.monotonic() < deadline, f"{machine_id} is not {phase}: {answer.raw!r}"
             await asyncio.sleep(0.1)
 
 
@@ -173,8 +173,12 @@ class GatewayProcess:
     def up(self) -> GatewayProcess:
         """Start it, and wait until it is ready."""
         self.start()
-        until(self.ready, f"the gateway at port {self.port} to be ready", timeout=_PATIENCE)
+        self.wait_ready()
         return self
+
+    def wait_ready(self) -> None:
+        """Wait until it serves."""
+        until(self.ready, f"the gateway at port {self.port} to be ready", timeout=_PATIENCE)
 
     def ready(self) -> bool:
         """Whether it says so; an AssertionError says why not."""

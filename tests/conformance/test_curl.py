@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.support import Object, run
+from tests.cluster.support import Cluster, Object, run
 from tests.conformance.support import SMALL, Rest
 
 pytestmark = pytest.mark.cluster
@@ -100,24 +100,28 @@ def test_the_raw_stream(curl: Curl, machine: Object):
     assert older.count("event: status") == 1, "no bookmark of ours: the state now"
 
 
-async def test_a_stream_of_a_machine_that_waits(base_url: str, key: str, curl: Curl):
-    """Nothing happens to it for as long as there is no room; the stream stays, and is not silent."""
+async def test_a_stream_of_a_machine_that_waits(
+    rest_cluster: Cluster, base_url: str, key: str, curl: Curl
+):
+    """The node does nothing for a while: the stream stays, and is not silent."""
     async with Rest.open(base_url, key) as rest:
-        made = await rest.create("no-room", memory_mib=129_024)
-        assert made.status == 202, made
-        machine_id = made.body["machine_id"]
-        await rest.eventually(machine_id, "placement_pending")
-        with curl.stream(f"/v1/machines/{machine_id}/status/stream") as stream:
+        with rest_cluster.frozen("hollow-node"):
+            made = await rest.create("waits")
+            assert made.status == 202, made
+            machine_id = made.body["machine_id"]
+            await rest.eventually(machine_id, "placement_pending")
+            stream = curl.stream(f"/v1/machines/{machine_id}/status/stream")
+            frames = _frames(stream)
             try:
-                frames = _frames(stream)
-                assert "placement_pending" in next(frames)
+                assert '"phase":"placement_pending"' in next(frames)
                 assert next(frames).startswith((":", "id:")), "a comment or a bookmark"
                 assert stream.poll() is None
-                await rest.call("DELETE", f"/v1/machines/{machine_id}")
-                rest_of_it = "".join(frames)
-            finally:
+            except BaseException:
                 stream.kill()
-        assert '"phase":"destroyed"' in rest_of_it
+                raise
+        with stream:
+            assert '"phase":"running"' in "".join(frames)
+        assert stream.returncode == 0, "ended in good order"
 
 
 def _frames(stream: subprocess.Popen[str]) -> Iterator[str]:

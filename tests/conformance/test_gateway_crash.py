@@ -6,11 +6,12 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import aiohttp
 import pytest
 
-from tests.cluster.support import Cluster
+from tests.cluster.support import Cluster, until
 from tests.conformance.support import Answer, GatewayProcess, Rest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -32,37 +33,36 @@ async def test_killed_at_random_while_500_machines_are_made(
         "--change-rate=100000", "--change-burst=100000", "--read-rate=100000", "--read-burst=100000"
     ).up()
     story = Story(gateway, key)
-    # What a machine becomes is not the matter here: it would only take the processors from the gateway.
-    with rest_cluster.frozen("virt-controller"):
+    # What becomes of machines is not the matter here: it would only take the processors from the gateway.
+    with rest_cluster.frozen("controller"):
         await story.run()
         print(story)
         for name, number in story.figures().items():
             record_property(name, number)
         assert len(story.answers) == CREATES
-        assert story.kills >= 8, f"too few to say anything: {story}"
+        assert story.kills >= 5, f"too few to say anything: {story}"
 
-        async with Rest.open(gateway.base, key) as rest:
-            ids = {answer.body["machine_id"] for answer in story.answers.values()}
-            assert len(ids) == CREATES, "no two keys share a machine"
-            assert sorted(await rest.ids()) == sorted(ids), "what there is, is what was answered"
-        objects = rest_cluster.items("machines", namespace=org)
-        assert sorted(item["metadata"]["name"] for item in objects) == sorted(ids)
-
-        # And after one more death, from what the store kept.
+        # After one more death, from what the store kept; whatever has become of the machines since.
+        change = ("--type=merge", '--patch={"spec":{"autosleep":"1h"}}')
+        changed = [story.answers[name].body["machine_id"] for name in sorted(story.answers)[:20]]
+        rest_cluster.kubectl("patch", "--namespace", org, "machines", *changed, *change)
         gateway.kill()
         gateway.up()
+        ids = {answer.body["machine_id"] for answer in story.answers.values()}
+        assert len(ids) == CREATES, "no two keys share a machine"
         async with Rest.open(gateway.base, key) as rest:
-            for name, first in story.answers.items():
-                replay = await rest.create(name)
-                assert replay.identity == first.identity, name
-                assert replay.headers["Idempotency-Replayed"] == "true"
-            assert len(await rest.ids()) == CREATES, "replays make nothing"
+            assert sorted(await rest.ids()) == sorted(ids), "what there is, is what was answered"
+            await asyncio.gather(*(story.replay(rest, name) for name in story.answers))
+        objects = rest_cluster.items("machines", namespace=org)
+        names = sorted(item["metadata"]["name"] for item in objects)
+        assert names == sorted(ids), "replays make nothing"
         assert gateway.complaints() == []
         rest_cluster.kubectl("delete", "machines", "--all", "--wait=false", "--namespace", org)
+        until(lambda: not rest_cluster.items("machines", namespace=org), "the machines to be gone")
 
 
 class Story:
-    """Clients that repeat each create until it succeeds, and somebody who kills what answers them."""
+    """Clients, 12 at a time, that repeat each create until it succeeds, and somebody who kills what answers them."""
 
     def __init__(self, gateway: GatewayProcess, key: str) -> None:
         self.answers: dict[str, Answer] = {}
@@ -72,6 +72,8 @@ class Story:
         self._gateway = gateway
         self._key = key
         self._names = [f"create-{number:03}" for number in range(CREATES)]
+        self._over = asyncio.Event()
+        self._turn = asyncio.Semaphore(CLIENTS)
         self._seed = random.randrange(2**32)
 
     def __str__(self) -> str:
@@ -88,44 +90,53 @@ class Story:
             "seed": self._seed,
         }
 
+    async def replay(self, rest: Rest, name: str) -> None:
+        """What was answered once is answered again."""
+        async with self._turn:
+            again = await rest.create(name)
+        assert again.identity == self.answers[name].identity, name
+        assert again.headers["Idempotency-Replayed"] == "true"
+
     async def run(self) -> None:
         """Until every create has succeeded; the gateway runs afterwards."""
         started = time.monotonic()
         killer = asyncio.create_task(self._kill_again_and_again())
         try:
             async with asyncio.timeout(GIVE_UP), Rest.open(self._gateway.base, self._key) as rest:
-                await asyncio.gather(*(self._client(rest) for _ in range(CLIENTS)))
+                await asyncio.gather(*(self._client(rest, name) for name in self._names))
         except TimeoutError as error:
             raise AssertionError(f"after {GIVE_UP:.0f} s: {self}") from error
         finally:
-            killer.cancel()
-            await asyncio.gather(killer, return_exceptions=True)
             self.seconds = time.monotonic() - started
-        await asyncio.to_thread(self._gateway.stop)
-        await asyncio.to_thread(self._gateway.up)
+            self._over.set()
+            await killer
 
-    async def _client(self, rest: Rest) -> None:
-        while self._names:
-            name = self._names.pop()
-            while name not in self.answers:
-                try:
+    async def _client(self, rest: Rest, name: str) -> None:
+        while name not in self.answers:
+            try:
+                async with self._turn:
                     answer = await rest.create(name)
-                except aiohttp.ClientError:
-                    self.lost += 1
-                    await asyncio.sleep(0.05)
-                    continue
-                if answer.status == 202:
-                    self.answers[name] = answer
-                    continue
-                assert answer.status in (401, 429, 503), f"{name}: {answer}"
-                assert answer.status != 401 or answer.body["retryable"], f"{name}: {answer}"
-                self.refused[answer.status] = self.refused.get(answer.status, 0) + 1
-                await asyncio.sleep(answer.body.get("retry_after_ms", 50) / 1000)
+            except aiohttp.ClientConnectorError:
+                await asyncio.sleep(0.1)
+                continue
+            except aiohttp.ClientError:
+                self.lost += 1
+                continue
+            if answer.status == 202:
+                self.answers[name] = answer
+                continue
+            # 429: a gateway that is dead by now had begun; 503: this one does not know everything yet.
+            assert answer.status in (429, 503), f"{name}: {answer}"
+            self.refused[answer.status] = self.refused.get(answer.status, 0) + 1
+            await asyncio.sleep(answer.body["retry_after_ms"] / 1000)
 
     async def _kill_again_and_again(self) -> None:
         chance = random.Random(self._seed)
         while True:
-            await asyncio.sleep(chance.uniform(0.2, 1.2))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(chance.uniform(0.2, 1.8)):
+                    await self._over.wait()
+                    return
             await asyncio.to_thread(self._gateway.kill)
             self.kills += 1
             # Up to its first answer, so that the next death meets it at work.

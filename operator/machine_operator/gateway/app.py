@@ -12,6 +12,7 @@ from machine_operator.gateway.accounting import Accounting
 from machine_operator.gateway.dcs import openapi
 from machine_operator.gateway.dcs.machines import machine_routes
 from machine_operator.gateway.gateway import Gateway
+from machine_operator.gateway.paths import PathRules
 from machine_operator.telemetry.gateway import GatewayMetrics
 
 __all__ = ["build_app"]
@@ -31,6 +32,7 @@ def build_app(gateway: Gateway, metrics: GatewayMetrics | None = None) -> FastAP
     app.include_router(machine_routes(gateway))
     app.add_route("/healthz", _healthz, methods=["GET"], include_in_schema=False)
     openapi.install(app)
+    app.add_middleware(PathRules)
     answers.install(app)
     if metrics is not None:
         app.add_middleware(Accounting, metrics=metrics)

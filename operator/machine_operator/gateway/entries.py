@@ -166,15 +166,19 @@ def _gone(view: MachineView, at: datetime) -> list[Entry]:
 def _awake_between(old: MachineView, new: MachineView, now: datetime) -> list[Entry] | None:
     steps = _transitions(new) - _transitions(old)
     was, is_ = _awake(old), _awake(new)
-    if steps not in (0, 1) or (was and steps != (not is_)):
-        return None
-    if is_ and not was:
-        return [_time(new, "open", ordinal=_ordinal(new), at=_since(new) or now)]
-    if was and not is_:
-        return [_time(new, "close", ordinal=_ordinal(old) | _NEWEST, at=_since(new) or now)]
-    if was and _power(_sizes(old)) != _power(_sizes(new)):
+    if was and is_:
+        if steps != 0:
+            return None  # asleep in between
+        if _power(_sizes(old)) == _power(_sizes(new)):
+            return []
         return [_time(new, "resize", ordinal=_ordinal(new, new.version), at=now)]
-    return []
+    if was:
+        if steps != 1:
+            return None  # when it was left is not told
+        return [_time(new, "close", ordinal=_ordinal(old, _NEWEST), at=_since(new) or now)]
+    if steps not in (0, 1):
+        return None  # it may have been awake in between, of which another replica may have told
+    return [_time(new, "open", ordinal=_ordinal(new), at=_since(new) or now)] if is_ else []
 
 
 def _disk_between(old: MachineView, new: MachineView, now: datetime) -> list[Entry]:

@@ -38,8 +38,8 @@ class Freshness:
 
     async def of(self, org: str) -> None:
         """Return once the cache has everything that was written for an organisation before this call."""
-        if self._marks is None or self._machines.informer.behind:
-            return  # without contact to the API server nothing is written, and nothing would ever come
+        if self._marks is None:
+            return
         try:
             version = await asyncio.shield(self._look(org, self._marks))
         except StoreUnavailable as error:

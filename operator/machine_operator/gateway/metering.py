@@ -5,9 +5,9 @@
 
 News counts while there is contact to the API server. Of a time without it (the start is the end of such a time) only
 the outcome is known, so what is there now is compared with the segments that the ledger has open: that is a look.
-**Time that nobody saw is not charged**: a segment whose machine is found asleep, or gone, ends when somebody last saw it;
-unless exactly one transition lies between, whose stamp says when it was. Once a minute every segment that is still open
-is marked as seen.
+**Time that nobody saw is not charged**: a segment whose machine is found asleep, or gone, ends when somebody last saw
+it; unless exactly one transition lies between, whose stamp says when it was. Once a minute every segment that is still
+open is marked as seen.
 
 While the store is away entries wait, with their times. Every replica does all of this: the ledger counts it once.
 """
@@ -37,6 +37,7 @@ _ROUND: Final = 1.0
 _LAST_ROUND: Final = 2.0
 _HEARTBEAT: Final = timedelta(minutes=1)
 _LOOK: Final = timedelta(hours=1)
+_PRUNING: Final = timedelta(days=1)
 _SETTLE: Final = timedelta(seconds=5)
 """How long replicas may differ in what they know. A watch is some milliseconds behind."""
 _MOST_WAITING: Final = 50_000
@@ -79,6 +80,7 @@ class Metering:
         """Open segments that fitted no machine at the last look."""
         self._looked_at: datetime | None = None
         self._touched_at: datetime | None = None
+        self._pruned_at: datetime | None = None
         self._down = False
         machines.observers.append(self._changed)
 
@@ -117,27 +119,31 @@ class Metering:
 
     async def _round(self, now: datetime) -> None:
         informer = self._machines.informer
-        contact = informer.synced.is_set() and informer.behind == 0.0
+        contact = informer.synced.is_set() and informer.position > 0 and informer.behind == 0.0
         if not contact:
             self._blind = True
         await self._flush()
         if not contact:
             return
-        if self._suspects and now >= self._after(self._looked_at, _SETTLE):
+        if self._suspects and _due(now, self._looked_at, _SETTLE):
             self._judge()
         if self._look_is_due(now):
             await self._look()
         await self._flush()
         settled = not (self._blind or self._doubt or self._suspects)
-        if settled and now >= self._after(self._touched_at, _HEARTBEAT):
+        if settled and _due(now, self._touched_at, _HEARTBEAT):
             await self._ledger.touch(now)
             self._touched_at = now
+        if self._keep is not None and _due(now, self._pruned_at, _PRUNING):
+            self._pruned_at = now
+            await self._ledger.prune(now - self._keep)
 
     # ---- news
 
     def _changed(self, old: MachineView | None, new: MachineView | None) -> None:
         if self._machines.informer.position == 0:
-            self._blind = True  # this comes from a list: it tells what is, and not what happened when
+            # This comes from a list, which tells what there is, and not what happened when.
+            self._blind = True
         if self._blind:
             return
         entries = of_change(old, new, now=self._clock())
@@ -170,16 +176,16 @@ class Metering:
     def _look_is_due(self, now: datetime) -> bool:
         if self._blind:
             return True
-        wait = _SETTLE if self._doubt else _LOOK
-        return now >= self._after(self._looked_at, wait)
+        return _due(now, self._looked_at, _SETTLE if self._doubt else _LOOK)
 
     async def _look(self) -> None:
         """Compare the segments that are open with the machines that there are."""
+        blind, doubt = self._blind, self._doubt
         self._blind = self._doubt = False  # what is heard from here on is noted again
         try:
             rows = await self._ledger.open_segments()
         except StoreUnavailable:
-            self._blind = True
+            self._blind, self._doubt = self._blind or blind, self._doubt or doubt
             raise
         views, now = self._views(), self._clock()
         self._put(of_look(rows, views, now=now))
@@ -191,8 +197,6 @@ class Metering:
         # When a suspect was seen last is told by the first look: others may go on marking it as seen.
         self._suspects = {key: self._suspects.get(key, row) for key, row in unfit.items()}
         self._looked_at = now
-        if self._keep is not None:
-            await self._ledger.prune(now - self._keep)
 
     def _judge(self) -> None:
         """End the segments that still fit no machine, though every replica must know by now what there is."""
@@ -207,6 +211,6 @@ class Metering:
     def _views(self) -> dict[str, MachineView]:
         return {view.machine.metadata.uid: view for view in self._machines}
 
-    @staticmethod
-    def _after(moment: datetime | None, wait: timedelta) -> datetime:
-        return moment + wait if moment is not None else datetime.min.replace(tzinfo=utc_now().tzinfo)
+
+def _due(now: datetime, last: datetime | None, wait: timedelta) -> bool:
+    return last is None or now >= last + wait

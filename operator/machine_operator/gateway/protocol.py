@@ -236,10 +236,6 @@ class GatewayProtocol(HttpToolsProtocol):
 
     @override
     def on_response_complete(self) -> None:
-        if self.cycle.response_complete and self.cycle.more_body:
-            self.server_state.total_requests += 1
-            self.part()
-            return
         super().on_response_complete()
         self._watch_close()
 

@@ -37,6 +37,8 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _BACKLOG: Final = 2048
 _OTHER_FILES: Final = 512
 """Descriptors that are kept for everything but clients."""
+_GONE_MS: Final = 60_000
+"""Milliseconds without a sign that the client's computer has what was sent."""
 _LOOK: Final = 0.05
 """Seconds between two looks at what is still running."""
 _MOMENT: Final = 0.5
@@ -206,7 +208,7 @@ async def serve(
         RuntimeError: the application did not start.
     """
     limits = _within_means(limits or ConnectionLimits())
-    sock = _listen(host, port, seconds=limits.stalled_seconds, fd=fd)
+    sock = _listen(host, port, fd=fd)
     config = uvicorn.Config(
         app,
         http=cast("type[asyncio.Protocol]", partial(GatewayProtocol, limits=limits)),
@@ -230,7 +232,7 @@ async def serve(
         sock.close()
 
 
-def _listen(host: str, port: int, *, seconds: float, fd: int | None) -> socket.socket:
+def _listen(host: str, port: int, *, fd: int | None) -> socket.socket:
     if fd is not None:
         sock = socket.socket(fileno=fd)
     else:
@@ -244,8 +246,8 @@ def _listen(host: str, port: int, *, seconds: float, fd: int | None) -> socket.s
             ) from error
     sock.setblocking(False)
     if sock.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Inherited by the connections. Clients whose computer is gone are noticed in minutes without it.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 2000))
+        # Inherited by the connections. Without it a client whose computer is gone keeps its stream for a quarter hour.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_MS)
     return sock
 
 

@@ -63,17 +63,18 @@ async def _events(
         elif view.version < seen:
             # The client has seen more than this replica, or a bookmark of another machine: show what there is.
             seen = 0
+        due = _now() + PING
         while True:
             body = view.as_json(short=short)
             if body != shown:
                 yield _event("status", view.version, body)
-                shown, seen = body, view.version
+                shown, seen, due = body, view.version, _now() + PING
             if view.final:
                 if view.version > seen:
                     yield _event("bookmark", view.version, _revision(view))
                 return
-            news = await _next(follower, draining)
-            while news is None:
+            # News that show nothing do not put it off: they may come all the time.
+            while (news := await _next(follower, draining, due - _now())) is None:
                 if draining.is_set():
                     return
                 if view.version > seen:
@@ -81,14 +82,18 @@ async def _events(
                     seen = view.version
                 else:
                     yield _COMMENT
-                news = await _next(follower, draining)
+                due = _now() + PING
             view = news
 
 
-async def _next(follower: Follower, draining: asyncio.Event) -> MachineView | None:
+async def _next(follower: Follower, draining: asyncio.Event, timeout: float) -> MachineView | None:
     if draining.is_set():
         return None
-    return await follower.next(timeout=PING)
+    return await follower.next(timeout=timeout)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _event(kind: str, version: int, data: bytes) -> bytes:

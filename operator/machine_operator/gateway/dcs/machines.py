@@ -45,7 +45,7 @@ from machine_operator.gateway.views import MachineView
 __all__ = ["machine_routes"]
 
 _PATH: Final = "/v1/machines"
-_ONE: Final = f"{_PATH}/{{machine_id}}"
+_ONE: Final = f"{_PATH}/{{machine_id:segment}}"
 _PAGE, _LONGEST_PAGE = 50, 200
 
 Model = TypeVar("Model", bound=BaseModel)
