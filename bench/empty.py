@@ -8,7 +8,7 @@ import gc
 from pathlib import Path
 
 import uvloop
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from starlette.responses import Response
 
 from machine_operator.gateway import answers
@@ -25,9 +25,7 @@ async def _nothing() -> Response:
 
 def _app() -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    router = APIRouter()
-    router.add_api_route(PATH, _nothing, methods=["GET"])
-    app.include_router(router)
+    app.add_api_route(PATH, _nothing, methods=["GET"])
     answers.install(app)
     return app
 

@@ -145,25 +145,21 @@ async def test_a_revoked_key_is_refused_by_both(
     assert [answer.status for answer in accepted] == [200, 200]
 
     revoking = asyncio.create_task(asyncio.to_thread(revoke_key, rest_cluster, doomed))
-    last_accepted = [0.0, 0.0]
-    refused = [0.0, 0.0]
-    while not all(refused):
+    revoked_at: float | None = None
+    refused_at: list[float | None] = [None, None]
+    while None in refused_at:
         for number, rest in enumerate(asked):
             answer = await rest.call("GET", "/v1/machines")
             if answer.status == 200:
-                assert not refused[number], "refused once, a key stays refused"
-                last_accepted[number] = time.monotonic()
-            else:
-                assert answer.body["error_code"] == "AUTH_INVALID"
-                refused[number] = refused[number] or time.monotonic()
-        revoked = time.monotonic() if revoking.done() else None
-        if revoked is not None:
-            assert time.monotonic() - revoked < LIMIT
+                assert refused_at[number] is None, "refused once, a key stays refused"
+                continue
+            assert answer.body["error_code"] == "AUTH_INVALID"
+            refused_at[number] = refused_at[number] or time.monotonic()
+        if revoked_at is None and revoking.done():
+            revoked_at = time.monotonic()
+        late = time.monotonic() - revoked_at if revoked_at is not None else 0.0
+        assert late < LIMIT, f"{late:.1f} s after it was revoked: {refused_at}"
     await revoking
-    # The command's own end comes after the Secret's, so this measures from the first refusal anywhere.
-    apart = max(last_accepted) - min(refused)
-    print(f"refused by both within {max(apart, 0.0) * 1000:.0f} ms of each other")
-    assert apart < LIMIT
     other = await clients(first, key)
     assert (await other.call("GET", "/v1/machines")).status == 200, "only that key"
 
@@ -183,7 +179,7 @@ async def test_one_dies_and_the_other_goes_on(pair, clients, key: str):
             except aiohttp.ClientError:
                 rest = b
                 continue
-            if answer.status == 202:
+            if answer.status in (200, 202):
                 answers[name] = answer
                 if len(answers) == 15:
                     enough.set()
@@ -196,6 +192,7 @@ async def test_one_dies_and_the_other_goes_on(pair, clients, key: str):
         await asyncio.to_thread(first.kill)
 
     await asyncio.gather(death(), *map(client, names))
+    # 200: the other one took over what the dead one had made, and which ran by then.
     assert len({answer.body["machine_id"] for answer in answers.values()}) == len(names)
     assert len(await b.ids()) == len(names)
     for name in names:

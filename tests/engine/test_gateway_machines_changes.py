@@ -310,7 +310,9 @@ async def test_a_machine_is_destroyed_readable_for_a_while_and_then_forgotten(bo
     assert (first.status, first.headers["etag"]) == (202, '"3"')
     assert first.json()["desired_state"] == "destroyed"
     await box.report("destroying")
+    since = len(box.cluster.api.log)
     assert (await box.ask("DELETE")).status == 202
+    assert box.cluster.patched(since) == []
     await box.report("destroyed")
     done = await box.ask("DELETE")
     assert (done.status, done.headers["etag"], done.json()["phase"]) == (200, '"5"', "destroyed")

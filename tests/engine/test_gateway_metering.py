@@ -305,10 +305,6 @@ class Story:
                 await self._trouble(self.gateways[rest[0]], what)
         for gateway in self.gateways:
             gateway.hear()
-        if not self.watched:
-            assert (
-                self.world.now
-            )  # rounds come with time only: a process may die before the next one
 
     async def _wait(self, length: timedelta) -> None:
         part = length / 3

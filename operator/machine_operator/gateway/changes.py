@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 REQUEST_HASH_ANNOTATION: Final = f"{GROUP}/request-hash"
 """On a Machine made with an Idempotency-Key: the hash of the request, so that its name is proof enough."""
 
-_POWER_MANAGER: Final = "machine-operator-gateway"
+_POWER_MANAGER: Final = "machine-operator-gateway-power"
+"""Owns `status.power_request` and nothing else: an apply takes away what its manager owned and no longer names."""
 _TRIES: Final = 8
 
 Object = dict[str, Any]
@@ -157,8 +158,11 @@ class Changes:
                 f"/virtualmachines/{vm.name}/restart"
             )
             options: Object = {"gracePeriodSeconds": 0} if force else {}
-            # To "Accept: application/json" virt-api answers 406.
-            await self._client.request("PUT", path, body=options, accept="*/*")
+            try:
+                # To "Accept: application/json" virt-api answers 406.
+                await self._client.request("PUT", path, body=options, accept="*/*")
+            except Conflict as error:
+                raise _invalid(view, DesiredState.RUNNING, expected=_RUNNING) from error
             return None
 
         with self._machines.followed(view) as follower:

@@ -35,6 +35,8 @@ class Freshness:
         self._marks = marks
         self._looks: dict[str, asyncio.Task[int]] = {}
         self._next: dict[str, asyncio.Task[int]] = {}
+        self._given_up: dict[str, int] = {}
+        """Marks that the cache did not reach: those of a cluster that was made anew may be out of reach for days."""
 
     async def of(self, org: str) -> None:
         """Return once the cache has everything that was written for an organisation before this call."""
@@ -46,8 +48,16 @@ class Freshness:
             # What is read may be a moment old then. That beats no answer at all.
             log.warning("reads do not wait for other replicas: %s", error)
             return
+        if self._given_up.get(org) == version:
+            return
         if not await self._machines.until(version, timeout=_LIMIT):
-            log.warning("the cache of Machines did not reach version %d in %g s", version, _LIMIT)
+            self._given_up[org] = version
+            log.warning(
+                "org %s: the cache of Machines did not reach version %d in %g s; reads do not wait for it any more",
+                org,
+                version,
+                _LIMIT,
+            )
 
     def _look(self, org: str, marks: WriteMarks) -> asyncio.Task[int]:
         """A look that has not begun yet: one under way may have missed what was written a moment ago."""

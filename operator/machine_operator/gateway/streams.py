@@ -57,12 +57,8 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     with machines.followed(view) as follower:
         view = machines.latest(view)  # some time has passed until the answer began
-        shown = b""
-        if view.version == seen:
-            shown = view.as_json(short=short)
-        elif view.version < seen:
-            # The client has seen more than this replica, or a bookmark of another machine: show what there is.
-            seen = 0
+        # Who has seen more than this replica, or brings the bookmark of another machine, is shown what there is.
+        shown = view.as_json(short=short) if view.version == seen else b""
         due = _now() + PING
         while True:
             body = view.as_json(short=short)

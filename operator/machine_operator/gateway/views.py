@@ -120,7 +120,7 @@ class MachineView:
         shown: dict[str, Any] = {
             "phase": self.phase,
             "reason": self._reason(),
-            "retryable": bool(status.retryable),
+            "retryable": self._retryable(),
             "revision": self.revision,
             "last_transition_at": _stamp(status.last_transition_at or created),
             "last_progress_at": _stamp(status.last_progress_at or created),
@@ -129,6 +129,11 @@ class MachineView:
         if status.last_error and not self.gone:
             shown["last_error"] = status.last_error
         return shown
+
+    def _retryable(self) -> bool:
+        if self._reason() == _ACCEPTED:
+            return True
+        return bool(self.machine.status.retryable) and not self.gone
 
     def _reason(self) -> str:
         reason = self.machine.status.reason or _ACCEPTED

@@ -2,8 +2,8 @@
 
 The operator makes private keys (seeds) and sends tokens. Neither is ever logged on purpose, but an error message can
 quote a body or a header. What is recognised: PEM private keys, also where the end is missing, the line ends are
-escaped, or all of it is in base64; bearer tokens, JSON web tokens and API keys of the gateway; the value of an `Authorization` header in any
-notation.
+escaped, or all of it is in base64; bearer tokens, JSON web tokens and API keys of the gateway; the value of an
+`Authorization` header in any notation.
 """
 
 from __future__ import annotations

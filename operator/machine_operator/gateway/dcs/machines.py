@@ -168,9 +168,9 @@ class _Machines:
         key = self._key(request)
         body = await _body(request, CreateMachineRequest)
         spec = created_spec(body, self.gateway.settings)
-        repeatable = Repeatable(
-            admitted.org, "POST", _PATH, key, orjson.dumps(spec, option=orjson.OPT_SORT_KEYS)
-        )
+        # What was asked for, not what it came to: defaults may change before the repetition.
+        asked = orjson.dumps(body.model_dump(exclude_none=True), option=orjson.OPT_SORT_KEYS)
+        repeatable = Repeatable(admitted.org, "POST", _PATH, key, asked)
 
         async def work() -> Answer:
             view = await self.gateway.create(
