@@ -30,7 +30,7 @@ _WARM_UP = 20
 _REQUEST = {"vcpu": 1, "memory_mib": 2048, "storage_gib": 10, "autosleep_seconds": 1800}
 
 Times = dict[str, list[float]]
-Create = Callable[[], Awaitable[None]]
+Create = Callable[[], Awaitable[object]]
 
 
 def measure(report: Report, planes: Planes, *, repeats: int, count: int) -> None:

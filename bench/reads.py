@@ -7,7 +7,6 @@ all ratios are of one turn. Before the first turn everything has been asked for 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -102,7 +101,7 @@ def _gets(served: Served, requests: int) -> Job:
     return Job(served.port, targets, served.headers, requests)
 
 
-def _turns(arms: Mapping[str, _Arm], *, repeats: int) -> dict[str, list[float]]:
+def _turns(arms: dict[str, _Arm], *, repeats: int) -> dict[str, list[float]]:
     """Microseconds per request, of each turn of each arm."""
     costs: dict[str, list[float]] = {name: [] for name in arms}
     for arm in arms.values():

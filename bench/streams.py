@@ -51,7 +51,7 @@ def measure(report: Report, planes: Planes, *, repeats: int, count: int) -> None
             told = f"p99 {percentile(taken.delays, 99):.1f} ms" if taken.delays else "nothing came"
             progress(
                 f"streams {number + 1}/{repeats}: {told}, lost {taken.lost}, ended {taken.ended}, "
-                f"{memory['open'][-1]:.1f} KiB each, {memory['changed'][-1]:.1f} after the change"
+                f"{memory['open'][-1]:.1f} KB each, {memory['changed'][-1]:.1f} after the change"
             )
     _report(report, heard, memory, count=count)
 

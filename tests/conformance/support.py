@@ -28,7 +28,9 @@ __all__ = [
     "Rest",
     "free_port",
     "make_key",
+    "one",
     "revoke_key",
+    "steps",
     "tell_story",
 ]
 
@@ -222,3 +224,14 @@ def tell_story(
         timeout=120.0,
     )
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def steps(lines: list[Object], name: str) -> list[Object]:
+    """What a program told of one step, in order."""
+    return [line for line in lines if line["step"] == name]
+
+
+def one(lines: list[Object], name: str) -> Object:
+    """The only time that a step came."""
+    [line] = steps(lines, name)
+    return line

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 
 import aiohttp
 import pytest
 
 from tests.cluster.support import Cluster
-from tests.conformance.support import GatewayProcess, Rest, make_key, revoke_key
+from tests.conformance.support import Answer, GatewayProcess, Rest, make_key, revoke_key
 from tests.support.postgresql import postgresql_server, postgresql_url
 from tests.support.redis_server import redis_server
 
@@ -26,7 +26,8 @@ RATES = tuple(
 LIMIT = 2.0
 """Seconds for which a revoked key may still be accepted."""
 
-Pair = tuple[GatewayProcess, GatewayProcess]
+Pairs = Callable[..., tuple[GatewayProcess, GatewayProcess]]
+Connect = Callable[[GatewayProcess, str], Awaitable[Rest]]
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +38,10 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def pair(
-    gateways: Callable[..., GatewayProcess], postgresql_url: str, redis_url: str
-) -> Callable[..., Pair]:
+def pair(gateways: Callable[..., GatewayProcess], postgresql_url: str, redis_url: str) -> Pairs:
     """`pair(*options)` is two gateways that run."""
 
-    def make(*options: str) -> Pair:
+    def make(*options: str) -> tuple[GatewayProcess, GatewayProcess]:
         both = [gateways(f"--redis={redis_url}", *options, database=postgresql_url) for _ in "ab"]
         for gateway in both:
             gateway.start()
@@ -54,7 +53,7 @@ def pair(
 
 
 @pytest.fixture
-async def clients() -> AsyncIterator[Callable[..., object]]:
+async def clients() -> AsyncIterator[Connect]:
     """`await clients(gateway, key)` asks that gateway."""
     async with AsyncExitStack() as stack:
 
@@ -64,7 +63,7 @@ async def clients() -> AsyncIterator[Callable[..., object]]:
         yield connect
 
 
-async def test_what_one_writes_the_other_reads_at_once(pair, clients, key: str):
+async def test_what_one_writes_the_other_reads_at_once(pair: Pairs, clients: Connect, key: str):
     first, second = pair(*RATES)
     a, b = await clients(first, key), await clients(second, key)
     made = await a.create("read-back")
@@ -91,7 +90,7 @@ async def test_what_one_writes_the_other_reads_at_once(pair, clients, key: str):
     assert after.body["desired_state"] == "destroyed"
 
 
-async def test_a_create_that_went_to_both_is_one_machine(pair, clients, key: str):
+async def test_a_create_that_went_to_both_is_one_machine(pair: Pairs, clients: Connect, key: str):
     first, second = pair(*RATES)
     a, b = await clients(first, key), await clients(second, key)
     made = await a.create("once")
@@ -113,7 +112,7 @@ async def test_a_create_that_went_to_both_is_one_machine(pair, clients, key: str
     assert sorted(await a.ids()) == sorted(await b.ids())
 
 
-async def _settled(rest: Rest, name: str):
+async def _settled(rest: Rest, name: str) -> Answer:
     while True:
         answer = await rest.create(name)
         if answer.status != 429:
@@ -121,7 +120,7 @@ async def _settled(rest: Rest, name: str):
         await asyncio.sleep(answer.body["retry_after_ms"] / 1000)
 
 
-async def test_one_budget_for_both(pair, clients, key: str):
+async def test_one_budget_for_both(pair: Pairs, clients: Connect, key: str):
     first, second = pair("--read-rate=1", "--read-burst=60")
     a, b = await clients(first, key), await clients(second, key)
     path = "/v1/machines"
@@ -136,7 +135,7 @@ async def test_one_budget_for_both(pair, clients, key: str):
 
 
 async def test_a_revoked_key_is_refused_by_both(
-    pair, clients, rest_cluster: Cluster, org: str, key: str
+    pair: Pairs, clients: Connect, rest_cluster: Cluster, org: str, key: str
 ):
     doomed = make_key(rest_cluster, org)
     first, second = pair(*RATES)
@@ -164,11 +163,12 @@ async def test_a_revoked_key_is_refused_by_both(
     assert (await other.call("GET", "/v1/machines")).status == 200, "only that key"
 
 
-async def test_one_dies_and_the_other_goes_on(pair, clients, key: str):
+async def test_one_dies_and_the_other_goes_on(pair: Pairs, clients: Connect, key: str):
     first, second = pair(*RATES)
     a, b = await clients(first, key), await clients(second, key)
     names = [f"handed-over-{number}" for number in range(60)]
-    answers, enough = {}, asyncio.Event()
+    answers: dict[str, Answer] = {}
+    enough = asyncio.Event()
 
     async def client(name: str) -> None:
         """As behind a load balancer: the first one until it fails, and then the other."""

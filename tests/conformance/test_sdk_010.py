@@ -11,7 +11,7 @@ import pytest
 
 from tests.cluster.support import Cluster, Object
 from tests.conformance.environments import CLIENTS
-from tests.conformance.support import make_key, tell_story
+from tests.conformance.support import make_key, one, steps, tell_story
 
 pytestmark = pytest.mark.cluster
 
@@ -20,17 +20,6 @@ SETTLED = "DesiredStateReached"
 ID = re.compile(r"dm-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 both = pytest.mark.parametrize("mode", ["sync", "async"])
-
-
-def steps(lines: list[Object], name: str) -> list[Object]:
-    """What a program told of one step, in order."""
-    return [line for line in lines if line["step"] == name]
-
-
-def one(lines: list[Object], name: str) -> Object:
-    """The only time that a step came."""
-    [line] = steps(lines, name)
-    return line
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.environments import CLIENTS
-from tests.conformance.support import tell_story
-from tests.conformance.test_sdk_010 import one, steps
+from tests.conformance.support import one, steps, tell_story
 
 pytestmark = pytest.mark.cluster
 

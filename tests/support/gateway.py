@@ -36,6 +36,7 @@ from machine_operator.gateway.settings import GatewaySettings, load_settings
 from machine_operator.gateway.upkeep import Upkeep
 from machine_operator.store.database import Database, StoreUnavailable
 from machine_operator.store.idempotency import IdempotencyRecords
+from machine_operator.store.ledger import UsageLedger
 from machine_operator.store.marks import WriteMarks
 from tests.support.apiserver import FakeApi, Object
 from tests.support.asgi import Answer
@@ -275,6 +276,7 @@ class Cluster:
             changes=Changes(client, machines),
             idempotency=Idempotency(records),
             orgs=Orgs(client, create=settings.create_orgs, template=settings.org_template),
+            ledger=UsageLedger(database),
         )
         upkeep = Upkeep(client, machines, records, settings)
         tasks = [keys.run(), machines.informer.run(), _drain(gateway)]

@@ -108,7 +108,14 @@ ADDITIONS: Final = {
     "default",
 }
 
-ADDED_OPERATIONS: Final = {"rebootMachine"}
+ADDED_OPERATIONS: Final = {
+    "getMachineNetwork",
+    "getNetwork",
+    "getUsage",
+    "listMachineComputeUsage",
+    "listMachineStorageUsage",
+    "rebootMachine",
+}
 
 
 @cache

@@ -11,6 +11,8 @@ from machine_operator.gateway import answers
 from machine_operator.gateway.accounting import Accounting
 from machine_operator.gateway.dcs import openapi
 from machine_operator.gateway.dcs.machines import machine_routes
+from machine_operator.gateway.dcs.network import network_routes
+from machine_operator.gateway.dcs.usage import usage_routes
 from machine_operator.gateway.gateway import Gateway
 from machine_operator.gateway.paths import PathRules
 from machine_operator.telemetry.gateway import GatewayMetrics
@@ -30,6 +32,8 @@ def build_app(gateway: Gateway, metrics: GatewayMetrics | None = None) -> FastAP
         separate_input_output_schemas=False,
     )
     app.include_router(machine_routes(gateway))
+    app.include_router(network_routes(gateway))
+    app.include_router(usage_routes(gateway, gateway.ledger))
     app.add_route("/healthz", _healthz, methods=["GET"], include_in_schema=False)
     openapi.install(app)
     app.add_middleware(PathRules)

@@ -21,6 +21,7 @@ from machine_operator.gateway.problems import Scope
 from machine_operator.gateway.settings import GatewaySettings
 from machine_operator.gateway.views import MachineView
 from machine_operator.kube.errors import KubeError
+from machine_operator.store.ledger import UsageLedger
 
 __all__ = ["Admitted", "Gateway"]
 
@@ -44,6 +45,7 @@ class Gateway:
         machines: what there is; `freshness` waits for what other replicas wrote.
         changes: what is written; `idempotency` sees to it that it is written once.
         orgs: sees to it that an organisation has its namespace.
+        ledger: what was used.
         draining: set when this process is about to end.
     """
 
@@ -57,6 +59,7 @@ class Gateway:
     changes: Changes
     idempotency: Idempotency
     orgs: Orgs
+    ledger: UsageLedger
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def admit(self, request: Request, *, verb: Verb, scopes: Iterable[Scope]) -> Admitted:

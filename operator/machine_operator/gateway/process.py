@@ -24,6 +24,7 @@ from machine_operator.gateway.keys import KeyRing
 from machine_operator.gateway.limits import Rate, RateLimiter
 from machine_operator.gateway.machines import Machines
 from machine_operator.gateway.marks import Freshness
+from machine_operator.gateway.metering import Metering
 from machine_operator.gateway.orgs import Orgs
 from machine_operator.gateway.problems import Scope
 from machine_operator.gateway.server import serve
@@ -33,6 +34,7 @@ from machine_operator.kube.client import KubeClient
 from machine_operator.kube.connection import connect
 from machine_operator.store.database import Database
 from machine_operator.store.idempotency import IdempotencyRecords
+from machine_operator.store.ledger import UsageLedger
 from machine_operator.store.marks import WriteMarks
 from machine_operator.telemetry.gateway import GatewayMetrics
 from machine_operator.telemetry.health import Check, HealthServer
@@ -114,11 +116,12 @@ class _Process:
             )
             keys = KeyRing(client, namespace=settings.keys_namespace)
             machines = Machines(client)
-            records = IdempotencyRecords(database)
+            records, ledger = IdempotencyRecords(database), UsageLedger(database)
             self._keys = keys
             tasks = (
                 ("keys", keys.run()),
                 ("machines", machines.informer.run()),
+                ("metering", Metering(machines, ledger).run()),
                 ("upkeep", Upkeep(client, machines, records, settings).run()),
             )
             for name, work in tasks:
@@ -134,6 +137,7 @@ class _Process:
                 changes=Changes(client, machines),
                 idempotency=Idempotency(records),
                 orgs=Orgs(client, create=settings.create_orgs, template=settings.org_template),
+                ledger=ledger,
             )
 
     def _beside(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
