@@ -1,4 +1,4 @@
-"""A world of machines with a clock and a truth, and gateways that keep the ledger of it: what tests of metering share."""
+"""A world of machines with a clock and a truth, and gateways that keep the ledger of it, for tests of metering."""
 
 from __future__ import annotations
 

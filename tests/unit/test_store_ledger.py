@@ -124,6 +124,11 @@ class TestLedger:
         assert not await there.close_segment("u1", "awake", at(7), up_to=1)
         assert told(await self.everything(here)) == [(0, 5, SMALL), (6, None, SMALL)]
 
+    async def test_end_by_a_clock_that_is_behind_ends_what_is_meant(self, here):
+        await self.begin(here, 6, ordinal=2)
+        assert await here.close_segment("u1", "awake", at(5), up_to=2)
+        assert told(await self.everything(here)) == [(6, 6, SMALL)]
+
     async def test_clock_that_goes_back_makes_no_overlap(self, here):
         await self.begin(here, 10, ordinal=1)
         await here.close_segment("u1", "awake", at(20))

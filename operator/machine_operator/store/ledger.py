@@ -13,7 +13,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Literal
 
-from sqlalchemy import and_, delete, insert, or_, select, tuple_, update
+from sqlalchemy import and_, case, delete, insert, literal, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine_operator.store.database import Database
@@ -88,14 +88,17 @@ class UsageLedger:
     ) -> bool:
         """The machine is asleep (or has no disk) since `ended_at`; whether that was news.
 
-        A segment that began later than that, or has a higher ordinal than `up_to`, is another one and stays open.
+        A segment that has a higher ordinal than `up_to` is another one and stays open; without that number, so is one
+        that began later. One that is meant and began later, by another clock, ends as it begins.
         """
-        condition = [_of(machine_uid, kind), rows.c.ended_at.is_(None), rows.c.began_at <= ended_at]
-        if up_to is not None:
-            condition.append(rows.c.ordinal <= up_to)
+        meant = rows.c.began_at <= ended_at if up_to is None else rows.c.ordinal <= up_to
+        told = literal(ended_at, rows.c.ended_at.type)
+        end = case((rows.c.began_at > told, rows.c.began_at), else_=told)
         async with self._database.transaction() as connection:
             result = await connection.execute(
-                update(rows).where(*condition).values(ended_at=ended_at, seen_at=ended_at)
+                update(rows)
+                .where(_of(machine_uid, kind), rows.c.ended_at.is_(None), meant)
+                .values(ended_at=end, seen_at=end)
             )
         return result.rowcount > 0
 
