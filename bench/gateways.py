@@ -48,6 +48,9 @@ SPEC: dict[str, Any] = {"vcpu": 1, "memory_mib": 2048, "storage_gib": 10, "autos
 
 _START_LIMIT = 60.0
 _WRITERS = 32
+_QUIET_LIMIT = 120.0
+_WINDOW = 2.0
+"""Seconds; what the gateway does by itself it does every second."""
 
 # So high that the limiter counts each request, and refuses none.
 _LIMITS = (
@@ -185,7 +188,21 @@ def _start(plane: Plane) -> Process:
     ready = f"http://127.0.0.1:{plane.settings.ports['gateway-metrics']}/readyz"
     for url in (ready, f"{plane.settings.rest}/healthz"):
         _await(url, process)
+    _settle(process)
     return process
+
+
+def _settle(process: Process) -> None:
+    """Wait until the gateway has nothing left to do: its ledger notes each machine that it sees for the first time."""
+    deadline = time.monotonic() + _QUIET_LIMIT
+    before = process.processor_seconds
+    while time.monotonic() < deadline:
+        time.sleep(_WINDOW)
+        after = process.processor_seconds
+        if after - before < 0.03 * _WINDOW:
+            return
+        before = after
+    raise BenchError(f"the gateway was still busy {_QUIET_LIMIT:.0f} s after its start")
 
 
 def start_empty(plane: Plane) -> tuple[Process, int]:

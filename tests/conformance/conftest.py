@@ -41,9 +41,13 @@ def base_url(rest_env: dict[str, str]) -> str:
 
 
 @pytest.fixture
-def org() -> str:
-    """An organisation that nobody has heard of."""
-    return f"org-{uuid4().hex[:8]}"
+def org(rest_cluster: Cluster) -> Iterator[str]:
+    """An organisation that nobody has heard of. Its machines make room for those of other tests at the end."""
+    name = f"org-{uuid4().hex[:8]}"
+    yield name
+    rest_cluster.kubectl(
+        "delete", "machines", "--all", "--wait=false", "--namespace", name, check=False
+    )
 
 
 @pytest.fixture

@@ -82,10 +82,10 @@ def quota_exceeded(message: str) -> Coded:
     return Coded(403, "QUOTA_EXCEEDED", message, retryable=False)
 
 
-def key_in_flight() -> Coded:
+def key_in_flight(*, retry_after_ms: int = _IN_FLIGHT_MS) -> Coded:
     """429: the first request with this Idempotency-Key is still at work."""
     message = "idempotency key is already in-flight"
-    return Coded(429, "RATE_LIMITED", message, retryable=True, retry_after_ms=_IN_FLIGHT_MS)
+    return Coded(429, "RATE_LIMITED", message, retryable=True, retry_after_ms=retry_after_ms)
 
 
 def rate_limited(scope: Scope, *, retry_after_ms: int) -> Coded:

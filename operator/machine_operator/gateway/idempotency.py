@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ from machine_operator.gateway.failures import (
     store_unavailable,
     unprocessable,
 )
-from machine_operator.gateway.problems import Fault
+from machine_operator.gateway.problems import Fault, GatewayError
 from machine_operator.store.database import StoreUnavailable
 from machine_operator.store.idempotency import Finished, IdempotencyRecords, InFlight, Started
 
@@ -30,7 +31,7 @@ __all__ = ["Answer", "Idempotency", "Request", "read_key"]
 
 log = logging.getLogger(__name__)
 
-_WORK, _LEASE = 8.0, 10.0
+_WORK, _LEASE, _MOMENT = 8.0, 10.0, 1.0
 _LONGEST_KEY = 255
 _SHOWN = 8
 """Characters of a request's hash that answers tell."""
@@ -136,7 +137,7 @@ class Idempotency:
                     expected=began.request_hash[:_SHOWN], provided=request.hash[:_SHOWN]
                 )
             if isinstance(began, InFlight):
-                raise key_in_flight()
+                raise _in_flight(began)
             headers = {**began.headers, "Idempotency-Replayed": "true"}
             return Answer(began.status, began.body, began.etag, headers=headers)
         done = False
@@ -165,6 +166,15 @@ class Idempotency:
             await asyncio.shield(self._records.abandon(began))
         except StoreUnavailable as error:
             log.warning("idempotency: a record stays until its lease ends: %s", error)
+
+
+def _in_flight(began: InFlight) -> GatewayError:
+    """A request at work is done in a moment. One that has been for long was left by a gateway that died: the published
+    clients try three times, so they are told when its lease ends.
+    """
+    if began.remaining > _LEASE - _MOMENT:
+        return key_in_flight()
+    return key_in_flight(retry_after_ms=math.ceil(began.remaining * 1000) + 1)
 
 
 async def _limited(work: Callable[[], Awaitable[Answer]]) -> Answer:

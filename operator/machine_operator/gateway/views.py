@@ -80,8 +80,8 @@ class MachineView:
     def converged(self) -> bool:
         """Whether everything that was asked for is done."""
         meta, status = self.machine.metadata, self.machine.status
-        seen = self.gone or status.observedGeneration == meta.generation
-        return seen and _SETTLED_AS.get(self.phase) is self.desired_state
+        seen = status.observedGeneration == meta.generation
+        return self.gone or (seen and _SETTLED_AS.get(self.phase) is self.desired_state)
 
     @property
     def final(self) -> bool:
@@ -136,11 +136,11 @@ class MachineView:
         return bool(self.machine.status.retryable) and not self.gone
 
     def _reason(self) -> str:
+        if self.gone:
+            return _SETTLED
         reason = self.machine.status.reason or _ACCEPTED
-        settled = _SETTLED_AS.get(self.phase)
-        if settled is not None and settled is self.desired_state:
-            return _SETTLED if self.gone else reason
-        return _ACCEPTED if reason == _SETTLED else reason
+        # The controller has not followed yet: what it said last is not true any more.
+        return _ACCEPTED if reason == _SETTLED and not self.converged else reason
 
     @cached_property
     def rendered(self) -> bytes:
