@@ -10,8 +10,8 @@ The id is the one thing of an unforeseen failure that leaves the process.
 from __future__ import annotations
 
 import logging
+import os
 import re
-import uuid
 from collections.abc import Callable
 
 import orjson
@@ -75,7 +75,7 @@ class RequestIds:
     """
 
     def __init__(
-        self, app: ASGIApp, *, new_id: Callable[[], str] = lambda: uuid.uuid4().hex
+        self, app: ASGIApp, *, new_id: Callable[[], str] = lambda: os.urandom(16).hex()
     ) -> None:
         self._app = app
         self._new_id = new_id

@@ -31,9 +31,13 @@ def build_app(gateway: Gateway, metrics: GatewayMetrics | None = None) -> FastAP
         redirect_slashes=False,
         separate_input_output_schemas=False,
     )
-    app.include_router(machine_routes(gateway))
-    app.include_router(network_routes(gateway))
-    app.include_router(usage_routes(gateway, gateway.ledger))
+    for router in (
+        machine_routes(gateway),
+        network_routes(gateway),
+        usage_routes(gateway, gateway.ledger),
+    ):
+        # Not included but taken over: an included router stays one, and looks through its routes once more.
+        app.router.routes.extend(router.routes)
     app.add_route("/healthz", _healthz, methods=["GET"], include_in_schema=False)
     openapi.install(app)
     app.add_middleware(PathRules)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 from bisect import bisect_left, bisect_right, insort
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,28 +65,34 @@ class Follower:
     """Somebody who wants every new state of one machine."""
 
     def __init__(self) -> None:
-        self._pending: deque[MachineView] = deque(maxlen=_PENDING)
-        self._news = asyncio.Event()
+        # A list and a Future: thousands wait, and a deque and an Event would be a kilobyte each.
+        self._pending: list[MachineView] = []
+        self._waiter: asyncio.Future[None] | None = None
 
     def tell(self, view: MachineView) -> None:
         """A new state."""
+        if len(self._pending) == _PENDING:
+            del self._pending[0]
         self._pending.append(view)
-        self._news.set()
+        self.wake()
 
     def wake(self) -> None:
         """End the wait that is under way, without news."""
-        self._news.set()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def next(self, *, timeout: float) -> MachineView | None:
         """The next state; None where none came in `timeout` seconds."""
         if not self._pending:
-            self._news.clear()
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            clock = loop.call_later(timeout, self.wake)
             try:
-                async with asyncio.timeout(timeout):
-                    await self._news.wait()
-            except TimeoutError:
-                return None
-        return self._pending.popleft() if self._pending else None
+                await self._waiter
+            finally:
+                clock.cancel()
+                self._waiter = None
+        return self._pending.pop(0) if self._pending else None
 
 
 class Machines:
@@ -218,6 +223,7 @@ class Machines:
     def followed(self, view: MachineView) -> Iterator[Follower]:
         """Hear of every new state of a machine for as long as the block runs."""
         name, follower = (view.org, view.uuid), Follower()
+        del view  # this frame lives as long as the block
         followers = self._followers.setdefault(name, set())
         followers.add(follower)
         try:

@@ -30,6 +30,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from machine_operator.gateway.one_write import OneWrite
 from machine_operator.gateway.problems import Problem
 
 __all__ = ["ConnectionLimits", "GatewayProtocol"]
@@ -232,6 +233,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._has_body and cycle is self.cycle:
             cycle.transport = _Exit(self)  # type: ignore[assignment]
             app = _told_to_close(app, cycle)
+        cycle.transport = OneWrite(cycle)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     @override

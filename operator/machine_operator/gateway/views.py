@@ -145,7 +145,8 @@ class MachineView:
     @cached_property
     def rendered(self) -> bytes:
         """The body as JSON, with the id in its long spelling."""
-        return orjson.dumps(self.body)
+        # A copy: orjson's buffer is larger than what is in it, and this is kept.
+        return bytes(memoryview(orjson.dumps(self.body)))
 
     def as_json(self, *, short: bool = False) -> bytes:
         """The body as JSON; `short` spells the id without `dm-`."""
