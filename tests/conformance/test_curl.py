@@ -138,3 +138,25 @@ def _frames(stream: subprocess.Popen[str]) -> Iterator[str]:
 def _fields(frame: str) -> list[tuple[str, str]]:
     lines = [line for line in frame.splitlines() if line and not line.startswith(":")]
     return [(name, value) for name, _, value in (line.partition(": ") for line in lines)]
+
+
+def test_a_full_quota_is_a_refusal_that_says_how_full(
+    rest_cluster: Cluster, curl: Curl, machine: Object, org: str
+) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "machines", "namespace": org},
+        "spec": {"hard": {"count/machines.machines.dedaluslabs.ai": "1"}},
+    }
+    rest_cluster.kubectl("apply", "-f", "-", input=json.dumps(quota))
+    counted = "--for=jsonpath={.status.used.count/machines\\.machines\\.dedaluslabs\\.ai}=1"
+    rest_cluster.kubectl("wait", "resourcequota/machines", counted, "-n", org, "--timeout=60s")
+    refused = json.loads(curl("/v1/machines", "--json", json.dumps(SMALL)))
+    assert curl.status == 403
+    assert refused["error_code"] == "QUOTA_EXCEEDED"
+    assert refused["retryable"] is False
+    assert "1 of 1 in use" in refused["message"]
+    assert "machines" not in refused.get("details", {}), "the quota's own name is nobody's business"
+    curl(f"/v1/machines/{machine['machine_id']}")
+    assert curl.status == 200

@@ -41,8 +41,8 @@ class Accounting:
                 metrics.answered(route, method, message["status"], seconds=seconds)
             await send(message)
 
-        metrics.under_way.inc()
+        metrics.under_way += 1
         try:
             await self._app(scope, receive, counted)
         finally:
-            metrics.under_way.dec()
+            metrics.under_way -= 1

@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 
 from machine_operator.api.crd import machine_crd
+from machine_operator.controller.admission import admission_policy
 from machine_operator.controller.rbac import operator_rbac
 from machine_operator.gateway.rbac import gateway_rbac
 from machine_operator.kube.client import KubeClient
@@ -54,6 +55,8 @@ _PLURALS = {
     "MutatingWebhookConfiguration": "mutatingwebhookconfigurations",
     "ValidatingWebhookConfiguration": "validatingwebhookconfigurations",
     "APIService": "apiservices",
+    "MutatingAdmissionPolicy": "mutatingadmissionpolicies",
+    "MutatingAdmissionPolicyBinding": "mutatingadmissionpolicybindings",
     "StorageClass": "storageclasses",
     "KubeVirt": "kubevirts",
 }
@@ -113,7 +116,7 @@ class Bringup:
                 await self._start("virt-api")
                 await self._start("kube-scheduler")
                 crds = [*objects.crds(), machine_crd()]
-                await self._put(crds)
+                await self._put([*crds, *admission_policy()])
                 names = [crd["metadata"]["name"] for crd in crds]
                 await self._until("the kinds to be served", lambda: self._established(names))
             await self._start("kube-controller-manager")

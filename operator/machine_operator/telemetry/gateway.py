@@ -20,6 +20,7 @@ class GatewayMetrics:
     """The series of one gateway.
 
     Attributes:
+        under_way: requests that are being answered.
         machines: asked for the number of machines in the cache.
         behind: asked for the seconds since contact to the API server was lost, by kind.
     """
@@ -43,11 +44,12 @@ class GatewayMetrics:
         )
         self._counters: dict[tuple[str, str, int], Counter] = {}
         self._timers: dict[tuple[str, str], Histogram] = {}
-        self.under_way = Gauge(
+        self.under_way = 0
+        Gauge(
             "machine_operator_gateway_requests_under_way",
             "Requests that are being answered, streams included.",
             registry=registry,
-        )
+        ).set_function(lambda: self.under_way)
         self.machines = Asked(
             registry,
             "machine_operator_gateway_cached_objects",

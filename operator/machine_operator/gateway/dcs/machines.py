@@ -57,6 +57,15 @@ def machine_routes(gateway: Gateway) -> APIRouter:
     here, router = _Machines(gateway), APIRouter(tags=["machines"])
     add = router.add_api_route
     changed = openapi.mutation_responses(LifecycleResponse)
+    # Routes are tried in this order: first what is asked for most.
+    add(
+        _ONE,
+        here.get,
+        methods=["GET"],
+        operation_id="getMachine",
+        responses={**openapi.read_responses(LifecycleResponse), **openapi.RESPONSES_READ},
+        openapi_extra=openapi.parameters("machine_id"),
+    )
     add(
         _PATH,
         here.list,
@@ -76,14 +85,6 @@ def machine_routes(gateway: Gateway) -> APIRouter:
         status_code=202,
         responses={**changed, **openapi.RESPONSES_WRITE},
         openapi_extra=openapi.parameters("Idempotency-Key", body=CreateMachineRequest),
-    )
-    add(
-        _ONE,
-        here.get,
-        methods=["GET"],
-        operation_id="getMachine",
-        responses={**openapi.read_responses(LifecycleResponse), **openapi.RESPONSES_READ},
-        openapi_extra=openapi.parameters("machine_id"),
     )
     add(
         _ONE,
