@@ -69,6 +69,7 @@ COMPONENTS = (
     "virt-controller",
     "hollow-node",
     "controller",
+    "gateway",
 )
 """All processes of a whole cluster, but for the supervisor."""
 

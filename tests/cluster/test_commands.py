@@ -93,6 +93,9 @@ def test_env_points_a_shell_at_the_cluster(spare: Cluster) -> None:
     assert (kubectl, node) == (str(spare.paths.bin / "kubectl"), "node/hollow-0")
     variables = json.loads(spare.local("env", "--json").stdout)
     assert variables["KUBECONFIG"] == str(spare.paths.kubeconfig)
+    assert variables["DEDALUS_BASE_URL"] == spare.settings.rest
+    assert variables["DEDALUS_API_KEY"].startswith("dsk-")
+    assert spare.paths.api_key.stat().st_mode & 0o777 == 0o600
 
 
 def test_logs_are_found_by_component(spare: Cluster) -> None:
