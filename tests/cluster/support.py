@@ -227,6 +227,10 @@ class Cluster:
         """What the controller answers on its metrics port: status and text."""
         return fetch(f"http://127.0.0.1:{self.settings.ports['controller']}{path}")
 
+    def gateway(self, path: str) -> tuple[int, str]:
+        """What the gateway answers on its metrics port: status and text."""
+        return fetch(f"http://127.0.0.1:{self.settings.ports['gateway-metrics']}{path}")
+
     def describe(self) -> str:
         """What a failed test shows of the cluster."""
         if not self.paths.kubeconfig.exists():

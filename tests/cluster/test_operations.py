@@ -40,13 +40,17 @@ def test_probes_name_what_they_check(cluster: Cluster) -> None:
         200,
         "[+]caches ok\n[+]watches ok\nreadyz check passed\n",
     )
+    assert cluster.gateway("/readyz?verbose") == (
+        200,
+        "[+]caches ok\n[+]serving ok\nreadyz check passed\n",
+    )
 
 
 def test_every_documented_metric_is_served(cluster: Cluster) -> None:
     documented = set(re.findall(r"^\| `([a-z_]+)` \|", DOCUMENTED.read_text(), re.MULTILINE))
-    status, text = cluster.controller("/metrics")
-    served = set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
-    assert status == 200
+    (status, text), (also, more) = cluster.controller("/metrics"), cluster.gateway("/metrics")
+    served = set(re.findall(r"^# TYPE (\w+) ", text + more, re.MULTILINE))
+    assert (status, also) == (200, 200)
     assert len(documented) > 20
     assert documented - served == set()
     ours = {name for name in served if not name.startswith(("process_", "python_"))}
