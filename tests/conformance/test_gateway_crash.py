@@ -57,7 +57,7 @@ async def test_killed_at_random_while_500_machines_are_made(
         assert names == sorted(ids), "replays make nothing"
         assert gateway.complaints() == []
         rest_cluster.kubectl("delete", "machines", "--all", "--wait=false", "--namespace", org)
-        until(lambda: not rest_cluster.items("machines", namespace=org), "the machines to be gone")
+    until(lambda: not rest_cluster.items("machines", namespace=org), "the machines to be gone")
 
 
 class Story:
