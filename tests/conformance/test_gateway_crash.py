@@ -134,7 +134,8 @@ class Story:
 
     async def _kill_again_and_again(self) -> None:
         chance = random.Random(self._seed)
-        while True:
+        # Asked again after each kill: while one went on, all may have been done.
+        while not self._over:
             self._due.clear()
             self._death_at = len(self.answers) + chance.randrange(20, 60)
             await self._due.wait()
