@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from machine_operator.api.names import FINALIZER
 from tests.support.apiserver import FakeApi
 from tests.support.machines import KEY
 from tests.support.virtual import eventually, run_virtual
@@ -54,23 +53,6 @@ def test_from_nothing_to_running() -> None:
             assert len(world.api.all(plural)) == 1
 
     run_virtual(scenario())
-
-
-def test_where_admission_has_put_the_finalizer_on_nobody_writes_it() -> None:
-    async def scenario(*, admitted: bool) -> int:
-        world = World()
-        async with world.operator() as process:
-            world.create(finalizers=[FINALIZER] if admitted else None)
-            await world.phase("running", reason="DesiredStateReached")
-            await world.quiet()
-            assert world.api.find("machines")["metadata"]["finalizers"] == [FINALIZER]
-            writes: int = process.client.written
-            world.delete()
-            await eventually(lambda: not world.api.all("machines"), state=world.api.writes)
-            assert not world.api.all(VMS)
-        return writes
-
-    assert run_virtual(scenario(admitted=True)) == run_virtual(scenario(admitted=False)) - 1
 
 
 def test_the_steady_state_writes_nothing() -> None:

@@ -94,20 +94,11 @@ class World:
 
     # ---- what people do
 
-    def create(
-        self,
-        name: str = "box",
-        *,
-        annotations: Object | None = None,
-        finalizers: list[str] | None = None,
-        **spec: Any,
-    ) -> None:
+    def create(self, name: str = "box", *, annotations: Object | None = None, **spec: Any) -> None:
         obj = machine_object(name=name, spec={"autosleep": "never", **spec})
         obj["metadata"] = {"name": name, "namespace": "ns"}
         if annotations:
             obj["metadata"]["annotations"] = annotations
-        if finalizers:
-            obj["metadata"]["finalizers"] = finalizers
         self._ask(Request("create", "machines", "ns", None, None, obj, {}, agent=USER))
 
     def edit(self, name: str = "box", **spec: Any) -> None:

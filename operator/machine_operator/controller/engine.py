@@ -21,7 +21,6 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from machine_operator.api.machine import Machine
 from machine_operator.api.names import FINALIZER
 from machine_operator.controller.actor import Actor
 from machine_operator.controller.children import Children
@@ -103,7 +102,6 @@ class Engine:
             now=now,
         )
         self._leads = leads
-        self._began = now()
         self._measure()
         self._ours: set[Key] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -206,30 +204,21 @@ class Engine:
         finished helps nobody. Who changes one that is there waits for it.
         """
         known = self.machines.get(key)
-        if known is None or known.machine.status.phase is None:
+        if known is None or FINALIZER not in known.machine.metadata.finalizers:
             return Priority.NORMAL
         return Priority.RESYNC if listed else Priority.USER
 
     def _may_work(self, key: Key) -> bool:
-        """Before the caches are complete, "is not there" means nothing, except for a Machine that cannot have children
-        yet: one without our finalizer, which comes first, or one that was made while we run and that nobody has
-        reported on. So new work never waits for a restart's caches.
+        """Before the caches are complete, "is not there" means nothing, except for a Machine without our finalizer:
+        it has no children yet, since the finalizer comes first. So new work never waits for a restart's caches.
         """
         if self.children.synced or key in self._ours:
             return True
         known = self.machines.get(key)
-        if known is None or not self._is_new(known.machine):
+        if known is None or FINALIZER in known.machine.metadata.finalizers:
             return False
         self._ours.add(key)
         return True
-
-    def _is_new(self, machine: Machine) -> bool:
-        meta = machine.metadata
-        if FINALIZER not in meta.finalizers:
-            return True
-        # Where admission puts the finalizer on, it tells nothing.
-        since = meta.creationTimestamp
-        return machine.status.phase is None and since is not None and since >= self._began
 
     def _wrote(self, obj: dict[str, Any]) -> None:
         """The answer to a write of our own: nothing new, unless somebody else wrote at the same time."""

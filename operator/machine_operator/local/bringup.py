@@ -20,7 +20,6 @@ from typing import Any
 import aiohttp
 
 from machine_operator.api.crd import machine_crd
-from machine_operator.controller.admission import admission_policy
 from machine_operator.controller.rbac import operator_rbac
 from machine_operator.gateway.rbac import gateway_rbac
 from machine_operator.kube.client import KubeClient
@@ -55,8 +54,6 @@ _PLURALS = {
     "MutatingWebhookConfiguration": "mutatingwebhookconfigurations",
     "ValidatingWebhookConfiguration": "validatingwebhookconfigurations",
     "APIService": "apiservices",
-    "MutatingAdmissionPolicy": "mutatingadmissionpolicies",
-    "MutatingAdmissionPolicyBinding": "mutatingadmissionpolicybindings",
     "StorageClass": "storageclasses",
     "KubeVirt": "kubevirts",
 }
@@ -116,7 +113,7 @@ class Bringup:
                 await self._start("virt-api")
                 await self._start("kube-scheduler")
                 crds = [*objects.crds(), machine_crd()]
-                await self._put([*crds, *admission_policy()])
+                await self._put(crds)
                 names = [crd["metadata"]["name"] for crd in crds]
                 await self._until("the kinds to be served", lambda: self._established(names))
             await self._start("kube-controller-manager")

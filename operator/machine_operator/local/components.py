@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from machine_operator.controller.admission import ADMISSION_VERSION
 from machine_operator.local.certificates import key_pair
 from machine_operator.local.paths import ClusterPaths
 from machine_operator.local.settings import ClusterSettings
@@ -130,9 +129,6 @@ def _apiserver(settings: ClusterSettings, paths: ClusterPaths) -> Component:
             "--service-cluster-ip-range=10.96.0.0/16",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
-            # On by itself from Kubernetes 1.36 on.
-            "--feature-gates=MutatingAdmissionPolicy=true",
-            f"--runtime-config={ADMISSION_VERSION}=true",
             "--anonymous-auth=false",
             "--allow-privileged=true",
             "--profiling=false",
