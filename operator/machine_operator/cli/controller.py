@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from machine_operator.cli.errors import sentences
-from machine_operator.cli.settings import config_lines, reference_table, setting_options
+from machine_operator.cli.settings import configured, reference_table, told_or_shown
 from machine_operator.config.options import PREFIX
 from machine_operator.config.settings import SettingsError
 from machine_operator.controller.settings import SETTINGS, load_settings
@@ -63,44 +63,24 @@ number of seconds.
 """
 
 
-def _print_reference(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(reference(), nl=False)
-        context.exit()
+def reference() -> str:
+    """docs/operations/configuration.md."""
+    head = [textwrap.dedent(_HEAD).rstrip(), ""]
+    return "\n".join([*head, *reference_table(SETTINGS), "", _EXAMPLE])
 
 
 @click.command(
     epilog=f"Each option is also a variable {PREFIX}… and a key of the file, see docs/operations/configuration.md."
 )
-@click.option("--config", metavar="FILE", help="YAML file with settings.")
-@setting_options(SETTINGS)
-@click.option("--print-config", is_flag=True, help="Print what counts, and where it comes from.")
-@click.option(
-    "--print-reference",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    hidden=True,
-    callback=_print_reference,
-)
+@configured(SETTINGS, reference=reference)
 def controller(*, print_config: bool, **flags: Any) -> None:
     """Run the operator, in a cluster or outside of it."""
     with sentences(SettingsError):
         effective = load_settings(flags=flags, environ=os.environ)
-    for warning in effective.written.warnings:
-        click.echo(f"Warning: {warning}", err=True)
-    if print_config:
-        for line in config_lines(SETTINGS, effective.written):
-            click.echo(line)
+    if told_or_shown(SETTINGS, effective.written, print_config=print_config):
         return
     # Imported late: kopf takes a second to load, which no other command should pay.
     from machine_operator.controller.process import run  # noqa: PLC0415
 
     with sentences(ConfigurationError):
         run(effective.settings)
-
-
-def reference() -> str:
-    """docs/operations/configuration.md."""
-    head = [textwrap.dedent(_HEAD).rstrip(), ""]
-    return "\n".join([*head, *reference_table(SETTINGS), "", _EXAMPLE])

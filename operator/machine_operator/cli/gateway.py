@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from machine_operator.cli.errors import sentences
-from machine_operator.cli.settings import config_lines, reference_table, setting_options
+from machine_operator.cli.settings import configured, reference_table, told_or_shown
 from machine_operator.config.options import PREFIX
 from machine_operator.config.settings import SettingsError
 from machine_operator.gateway.settings import SETTINGS, load_settings
@@ -33,43 +33,23 @@ The URLs of databases may hold a password: put them into the environment, from a
 """
 
 
-def _print_reference(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(reference(), nl=False)
-        context.exit()
+def reference() -> str:
+    """docs/operations/gateway.md."""
+    return "\n".join([textwrap.dedent(_HEAD).rstrip(), "", *reference_table(SETTINGS), ""])
 
 
 @click.command(
     epilog=f"Each option is also a variable {PREFIX}… and a key of the file, see docs/operations/gateway.md."
 )
-@click.option("--config", metavar="FILE", help="YAML file with settings.")
-@setting_options(SETTINGS)
-@click.option("--print-config", is_flag=True, help="Print what counts, and where it comes from.")
-@click.option(
-    "--print-reference",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    hidden=True,
-    callback=_print_reference,
-)
+@configured(SETTINGS, reference=reference)
 def gateway(*, print_config: bool, **flags: Any) -> None:
     """Serve the DCS REST API."""
     with sentences(SettingsError):
         settings, written = load_settings(flags=flags, environ=os.environ)
-    for warning in written.warnings:
-        click.echo(f"Warning: {warning}", err=True)
-    if print_config:
-        for line in config_lines(SETTINGS, written):
-            click.echo(line)
+    if told_or_shown(SETTINGS, written, print_config=print_config):
         return
     # Imported late: what it needs takes a second to load, which no other command should pay.
     from machine_operator.gateway.process import run  # noqa: PLC0415
 
     with sentences(ConfigurationError, StoreUnavailable):
         run(settings)
-
-
-def reference() -> str:
-    """docs/operations/gateway.md."""
-    return "\n".join([textwrap.dedent(_HEAD).rstrip(), "", *reference_table(SETTINGS), ""])

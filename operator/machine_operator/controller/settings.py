@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from machine_operator.config.common import KUBECONFIG, LOGGING
 from machine_operator.config.options import (
     Setting,
     address,
-    choice,
     duration,
     public_key,
     switch,
@@ -36,13 +36,7 @@ _LABEL: Final = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 
 
 SETTINGS: Final = (
-    Setting(
-        "kubeconfig",
-        text("FILE", "the path of a kubeconfig"),
-        None,
-        "How to reach the cluster.",
-        found="the pod's service account, else the user's kubeconfig",
-    ),
+    KUBECONFIG,
     Setting(
         "default_image",
         text("IMAGE", "an image reference without blanks", pattern=r"\S+", longest=1024),
@@ -69,13 +63,7 @@ SETTINGS: Final = (
         "0.0.0.0:8080",
         "Where /metrics, /livez and /readyz are served.",
     ),
-    Setting("log_format", choice("text", "json", "logfmt"), "text", "Form of the log's lines."),
-    Setting(
-        "log_level",
-        choice("debug", "info", "warning", "error"),
-        "info",
-        "The least important lines that are logged.",
-    ),
+    *LOGGING,
     Setting(
         "leader_elect",
         switch(),

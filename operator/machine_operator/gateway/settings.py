@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from machine_operator.config.common import KUBECONFIG, LOGGING
 from machine_operator.config.options import (
     Setting,
     address,
-    choice,
     duration,
     number,
     secret_url,
@@ -28,13 +28,7 @@ __all__ = ["SETTINGS", "GatewaySettings", "load_settings"]
 _LABEL: Final = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 
 SETTINGS: Final = (
-    Setting(
-        "kubeconfig",
-        text("FILE", "the path of a kubeconfig"),
-        None,
-        "How to reach the cluster.",
-        found="the pod's service account, else the user's kubeconfig",
-    ),
+    KUBECONFIG,
     Setting("address", address(), "0.0.0.0:8000", "Where the API is served."),
     Setting(
         "gateway_metrics_address",
@@ -104,13 +98,7 @@ SETTINGS: Final = (
         "10s",
         "How long requests under way may take once the process is told to end.",
     ),
-    Setting("log_format", choice("text", "json", "logfmt"), "text", "Form of the log's lines."),
-    Setting(
-        "log_level",
-        choice("debug", "info", "warning", "error"),
-        "info",
-        "The least important lines that are logged.",
-    ),
+    *LOGGING,
 )
 """Everything that can be set, in the order of the documentation."""
 
