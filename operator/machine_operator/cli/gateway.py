@@ -12,9 +12,10 @@ from machine_operator.cli.errors import sentences
 from machine_operator.cli.settings import configured, reference_table, told_or_shown
 from machine_operator.config.options import PREFIX
 from machine_operator.config.settings import SettingsError
+from machine_operator.gateway.orgs import TemplateError
 from machine_operator.gateway.settings import SETTINGS, load_settings
 from machine_operator.kube.errors import ConfigurationError
-from machine_operator.store.errors import StoreUnavailable
+from machine_operator.store.errors import SchemaError, StoreUnavailable
 
 __all__ = ["gateway", "reference"]
 
@@ -51,5 +52,5 @@ def gateway(*, print_config: bool, **flags: Any) -> None:
     # Imported late: what it needs takes a second to load, which no other command should pay.
     from machine_operator.gateway.process import run  # noqa: PLC0415
 
-    with sentences(ConfigurationError, StoreUnavailable):
+    with sentences(ConfigurationError, StoreUnavailable, SchemaError, TemplateError, OSError):
         run(settings)

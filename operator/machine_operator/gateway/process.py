@@ -32,6 +32,7 @@ from machine_operator.gateway.settings import GatewaySettings
 from machine_operator.gateway.upkeep import Upkeep
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.connection import connect
+from machine_operator.kube.errors import ConfigurationError
 from machine_operator.store.database import Database
 from machine_operator.store.idempotency import IdempotencyRecords
 from machine_operator.store.ledger import UsageLedger
@@ -50,8 +51,10 @@ def run(settings: GatewaySettings) -> None:
     """The gateway's process.
 
     Raises:
-        ConfigurationError: there is no way to reach a cluster.
-        StoreUnavailable: the database cannot be reached.
+        ConfigurationError: there is no way to reach a cluster, or the database's URL is none.
+        StoreUnavailable, SchemaError: the database cannot be reached, or is one of a newer version.
+        TemplateError: the template of new organisations cannot be used.
+        OSError: the address cannot be listened on.
         SystemExit: it cannot go on.
     """
     configure(settings.log_format, settings.log_level)
@@ -106,7 +109,10 @@ class _Process:
     async def _gateway(self) -> AsyncIterator[Gateway]:
         settings = self._settings
         async with AsyncExitStack() as stack:
-            database = await Database.open(settings.database)
+            try:
+                database = await Database.open(settings.database)
+            except ValueError as error:
+                raise ConfigurationError(f"database: {error}") from error
             stack.push_async_callback(database.close)
             limiter = RateLimiter.open(settings.redis, rates=_rates(settings))
             stack.push_async_callback(limiter.close)
