@@ -224,12 +224,11 @@ async def test_fifty_at_once_on_two_replicas_make_one_machine(cluster: Cluster) 
     async with cluster.gateway() as one, cluster.gateway() as other:
 
         async def patient(replica: Replica) -> Answer:
-            for _ in range(200):
-                answer = await post(replica)
-                if answer.status != 429:
-                    return answer
-                await asyncio.sleep(0.01)
-            raise AssertionError(f"still told to wait: {answer}")
+            # 503 as well: two writers of one SQLite file can keep each other waiting for too long on a busy computer.
+            async with asyncio.timeout(30.0):
+                while (answer := await post(replica)).status in (429, 503):
+                    await asyncio.sleep(0.05)
+            return answer
 
         answers = await asyncio.gather(*map(patient, [one, other] * 25))
     assert {answer.status for answer in answers} == {202}
