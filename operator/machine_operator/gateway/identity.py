@@ -71,6 +71,7 @@ class Verb(StrEnum):
     SLEEP = "sleep"
     WAKE = "wake"
     REBOOT = "reboot"
+    USE = "use"
 
 
 _READ: Final = "machines:read"

@@ -14,6 +14,7 @@ from machine_operator.config.common import KUBECONFIG, LOGGING
 from machine_operator.config.options import (
     Setting,
     address,
+    choice,
     duration,
     number,
     secret_url,
@@ -67,6 +68,121 @@ SETTINGS: Final = (
     Setting("max_vcpu", number(0.25, 1024), "128", "The most vCPUs of a machine."),
     Setting("max_memory_mib", whole(128, 4_194_304), "129024", "The most memory of a machine."),
     Setting("max_storage_gib", whole(1, 65_536), "65536", "The largest home disk."),
+    Setting(
+        "credentials",
+        text("DIRECTORY", "the path of a directory"),
+        None,
+        "Where the SSH authorities and the token key are; without it nobody gets into machines.",
+    ),
+    Setting(
+        "public_url",
+        text("URL", "an http:// or https:// URL without a path", pattern=r"https?://[^/?#\s]+"),
+        None,
+        "How clients reach the API, for links that answers contain.",
+        found="as the request says",
+    ),
+    Setting(
+        "guest_dialer",
+        choice("portforward", "address"),
+        "portforward",
+        "The way to machines: through kube-apiserver, or straight to their addresses.",
+    ),
+    Setting("guest_port", whole(1, 65535), "22", "Where the guests' sshd listens."),
+    Setting(
+        "guest_user",
+        text("USER", "a user of the guest", pattern=r"[a-z_][a-z0-9_-]{0,31}"),
+        "root",
+        "Who commands run as.",
+    ),
+    Setting(
+        "guest_home",
+        text("PATH", "an absolute path", pattern=r"/.*"),
+        "/root",
+        "Where commands begin.",
+    ),
+    Setting(
+        "guest_connections", whole(1, 100_000), "512", "Warm connections to machines, at most."
+    ),
+    Setting("execution_timeout", duration("1s", "1w"), "1h", "Of an execution that names none."),
+    Setting(
+        "execution_longest",
+        duration("1s", "4w"),
+        "1d",
+        "The longest timeout that may be asked for.",
+    ),
+    Setting("execution_output_kib", whole(1, 65_536), "1024", "Output that is kept, per stream."),
+    Setting(
+        "execution_limit", whole(1, 10_000), "64", "Executions at once, per machine; more wait."
+    ),
+    Setting("execution_queue", whole(1, 100_000), "1000", "Executions that may wait, per machine."),
+    Setting(
+        "execution_retention",
+        duration("1m", "1000w"),
+        "1d",
+        "How long they can be read after their end.",
+    ),
+    Setting(
+        "artifacts",
+        secret_url("file", "memory", "s3"),
+        "file:///var/lib/machine-operator/artifacts",
+        "Where artifacts are kept. More than one replica needs a bucket, or a directory that they share.",
+    ),
+    Setting("artifact_limit_mib", whole(1, 1_048_576), "100", "The largest artifact."),
+    Setting("artifact_retention", duration("1m", "1000w"), "1w", "How long artifacts are kept."),
+    Setting("terminal_lifetime", duration("1m", "52w"), "1d", "How long a terminal may live."),
+    Setting(
+        "terminal_detached",
+        duration("1s", "1w"),
+        "10m",
+        "How long its shell lives with nobody connected.",
+    ),
+    Setting(
+        "ssh_address", address(), None, "Where the SSH gateway listens.", found="there is none"
+    ),
+    Setting(
+        "ssh_endpoint",
+        text("HOST:PORT", "HOST:PORT", pattern=r"[A-Za-z0-9.-]+:[0-9]{1,5}"),
+        None,
+        "How clients reach the SSH gateway.",
+        found="as it listens",
+    ),
+    Setting(
+        "ssh_session",
+        duration("1m", "1d"),
+        "10m",
+        "How long a session's certificate lets people log in.",
+    ),
+    Setting(
+        "preview_domain",
+        text(
+            "DOMAIN",
+            "a domain, with :PORT where it is not the usual one",
+            pattern=r"[a-z0-9.-]+(:[0-9]{1,5})?",
+        ),
+        None,
+        "Previews are served at PREVIEW-ID.DOMAIN.",
+        found="at a path of the API",
+    ),
+    Setting(
+        "preview_wait",
+        duration("0s", "5m"),
+        "25s",
+        "How long a request waits for a machine to wake.",
+    ),
+    Setting("wake_limit", whole(1, 10_000), "32", "Machines that are woken at once."),
+    Setting("wake_org_limit", whole(1, 10_000), "8", "Of these, per organisation."),
+    Setting(
+        "activity_window",
+        duration("1s", "5m"),
+        "10s",
+        "Use of a machine is written down at most twice in it.",
+    ),
+    Setting(
+        "activity_lease",
+        duration("5s", "1h"),
+        "1m",
+        "How long a gateway that died keeps a machine awake.",
+    ),
     Setting(
         "create_orgs",
         switch(),
@@ -125,6 +241,33 @@ class GatewaySettings:
     max_vcpu: float
     max_memory_mib: int
     max_storage_gib: int
+    credentials: Path | None
+    public_url: str | None
+    guest_dialer: Literal["portforward", "address"]
+    guest_port: int
+    guest_user: str
+    guest_home: str
+    guest_connections: int
+    execution_timeout: float
+    execution_longest: float
+    execution_output_kib: int
+    execution_limit: int
+    execution_queue: int
+    execution_retention: float
+    artifacts: str
+    artifact_limit_mib: int
+    artifact_retention: float
+    terminal_lifetime: float
+    terminal_detached: float
+    ssh_address: str | None
+    ssh_endpoint: str | None
+    ssh_session: float
+    preview_domain: str | None
+    preview_wait: float
+    wake_limit: int
+    wake_org_limit: int
+    activity_window: float
+    activity_lease: float
     create_orgs: bool
     org_template: Path | None
     strict_idempotency: bool
@@ -145,5 +288,6 @@ def load_settings(
     """
     written = read_settings(SETTINGS, flags=flags, environ=environ)
     values: dict[str, Any] = {item.name: written.values.get(item.name) for item in SETTINGS}
-    template = values.pop("org_template")
-    return GatewaySettings(**values, org_template=Path(template) if template else None), written
+    for name in ("org_template", "credentials"):
+        values[name] = Path(values[name]) if values[name] else None
+    return GatewaySettings(**values), written

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import orjson
 from fastapi import APIRouter
@@ -23,6 +23,7 @@ from machine_operator.gateway.bodies import read_body
 from machine_operator.gateway.changes import Guard, match_guard
 from machine_operator.gateway.cursors import CursorError, read_cursor, write_cursor
 from machine_operator.gateway.dcs import openapi
+from machine_operator.gateway.dcs.frame import json_answer, read_limit
 from machine_operator.gateway.dcs.models import (
     CreateMachineRequest,
     LifecycleResponse,
@@ -46,7 +47,6 @@ __all__ = ["machine_routes"]
 
 _PATH: Final = "/v1/machines"
 _ONE: Final = f"{_PATH}/{{machine_id:segment}}"
-_PAGE, _LONGEST_PAGE = 50, 200
 
 Model = TypeVar("Model", bound=BaseModel)
 Work = Callable[[MachineView, Guard], Awaitable[MachineView]]
@@ -133,12 +133,12 @@ class _Machines:
     async def list(self, request: Request) -> Response:
         """List machines, the newest first. Those that are destroyed are left out."""
         admitted = await self._admit(request, Verb.LIST, Scope.READ)
-        limit, after = _limit(request), _after(request)
+        limit, after = read_limit(request), _after(request)
         age = await self._fresh(admitted.org)
         views, more = self.gateway.machines.page(admitted.org, after=after, limit=limit)
         items = b",".join(view.rendered for view in views)
         tail = b',"next_cursor":"%s"' % write_cursor(more).encode() if more is not None else b""
-        return _json(200, b'{"items":[%s]%s}' % (items, tail), age=age)
+        return json_answer(200, b'{"items":[%s]%s}' % (items, tail), age=age)
 
     async def get(self, request: Request) -> Response:
         """Get a machine."""
@@ -147,7 +147,7 @@ class _Machines:
         tag = request.headers.get("if-none-match")
         if tag is not None and view.revision in (one.strip(' W/"') for one in tag.split(",")):
             return Response(status_code=304, headers={"ETag": view.etag})
-        return _json(200, view.as_json(short=short), etag=view.etag, age=age)
+        return json_answer(200, view.as_json(short=short), etag=view.etag, age=age)
 
     async def stream(self, request: Request) -> Response:
         """Follow a machine's status until it is what was asked for."""
@@ -283,7 +283,7 @@ class _Machines:
         answer = await self.gateway.idempotency.once(repeatable, work)
         if repeatable.key is None:
             await self.gateway.freshness.wrote(repeatable.org, answer.version)
-        return _json(answer.status, answer.body, etag=answer.etag, headers=answer.headers)
+        return json_answer(answer.status, answer.body, etag=answer.etag, headers=answer.headers)
 
 
 _ACTIONS: Final = ("sleep", "wake", "reboot")
@@ -294,33 +294,8 @@ def _answer(view: MachineView, *, short: bool) -> Answer:
     return Answer(status, view.as_json(short=short), view.etag, view.version)
 
 
-def _json(
-    status: int,
-    body: bytes,
-    *,
-    etag: str | None = None,
-    age: float = 0.0,
-    headers: Any = None,
-) -> Response:
-    more = dict(headers or {})
-    if etag is not None:
-        more["ETag"] = etag
-    if age:
-        more["Age"] = str(round(age))
-    return Response(body, status_code=status, media_type="application/json", headers=more)
-
-
 async def _body(request: Request, model: type[Model]) -> Model:
     return read_request(model, await read_body(request), request.headers.get("content-type"))
-
-
-def _limit(request: Request) -> int:
-    text = request.query_params.get("limit")
-    if not text:
-        return _PAGE
-    if not text.isascii() or not text.removeprefix("+").isdigit() or len(text) > 18:
-        raise unprocessable(Fault("query.limit", "use a whole number from 0", text))
-    return min(int(text), _LONGEST_PAGE) or _PAGE
 
 
 def _after(request: Request) -> Place | None:
