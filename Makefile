@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 LOCAL  := $(BIN)/machine-operator local
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop clean test test-fast lint format lock crds docs bench-local bench-controller bench-gateway bench-from-nothing packages
+.PHONY: help run stop clean test test-fast lint format lock crds docs bench-local bench-controller bench-gateway bench-guest bench-from-nothing packages
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -63,6 +63,10 @@ bench-controller: $(STAMP) ## Measure the operator beside a bare loop: times, th
 bench-gateway: $(STAMP) ## Measure the gateway: requests per core, creates, streams (prints a table)
 	@scripts/system-packages
 	$(BIN)/python bench/gateway.py
+
+bench-guest: $(STAMP) ## Measure the way into machines beside plain SSH: executions, terminals, previews, first output
+	@scripts/system-packages --test
+	$(BIN)/python bench/guest.py
 
 bench-from-nothing: $(STAMP) ## Measure `make run` from a fresh clone with nothing cached, step by step (minutes, gigabytes)
 	$(BIN)/python bench/local.py --from-nothing

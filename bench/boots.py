@@ -29,7 +29,7 @@ from machine_operator.local.hollow.plan import Source, guest_plan, image_source
 from machine_operator.local.hollow.qemu import GuestPlan, command_line
 from machine_operator.local.hollow.rundir import GuestRecord, RunDirectory
 
-__all__ = ["measure"]
+__all__ = ["BootBench", "bare_boot", "measure", "template"]
 
 _RATIO = 1.5
 _BOOT_LIMIT = 120.0
@@ -67,8 +67,8 @@ the control plane at the end.
 
 
 @dataclass(frozen=True, slots=True)
-class _Bench:
-    """What one run of this benchmark works with.
+class BootBench:
+    """What boots are measured with.
 
     Attributes:
         directory: for the bare guests.
@@ -82,6 +82,7 @@ class _Bench:
 
     @property
     def public_key(self) -> str:
+        """One line."""
         return self.key.with_suffix(".pub").read_text().strip()
 
 
@@ -98,23 +99,23 @@ async def _measure(report: Report, directory: Path, *, repeats: int) -> None:
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
         await _run(*keygen, what="ssh-keygen")
         async with watching(cluster) as timeline:
-            bench = _Bench(cluster, timeline, directory=directory, key=key)
+            bench = BootBench(cluster, timeline, directory=directory, key=key)
             raw = await _both_arms(bench, report, repeats=repeats)
         report.raw["boot"] = raw
         report.add(*_figures(raw))
         report.add(measured("local down, one machine running", [cluster.down()], "s", limit=5.0))
 
 
-async def _both_arms(bench: _Bench, report: Report, *, repeats: int) -> dict[str, Any]:
+async def _both_arms(bench: BootBench, report: Report, *, repeats: int) -> dict[str, Any]:
     progress("boot: a first machine, not counted")
-    plan = await _template(bench)
+    plan = await template(bench)
     raw: dict[str, Any] = {"bare": [], "operator": [], "wake": [], "sleep": [], "local ssh": []}
     raw["direct ssh"] = []
     for number in range(1, repeats + 1):
         for arm in ("bare", "operator") if number % 2 else ("operator", "bare"):
             await asyncio.to_thread(bench.cluster.wait_quiet)
             if arm == "bare":
-                raw["bare"].append(await _bare(bench, plan, number=number))
+                raw["bare"].append(await bare_boot(bench, plan, number=number))
             else:
                 name = f"boot-{number}"
                 raw["operator"].append(await _operated(bench, name))
@@ -133,7 +134,7 @@ async def _both_arms(bench: _Bench, report: Report, *, repeats: int) -> dict[str
 # ---- the bare arm
 
 
-async def _template(bench: _Bench) -> GuestPlan:
+async def template(bench: BootBench) -> GuestPlan:
     """The plan of a machine of the operator's, with a seed of our own; checked against the QEMU that really ran."""
     await _operated(bench, "template")
     [record] = bench.cluster.guests()
@@ -155,7 +156,7 @@ async def _template(bench: _Bench) -> GuestPlan:
 
 
 def _plan(
-    bench: _Bench, instance: dict[str, Any], *, image: Image, record: GuestRecord, kvm: bool
+    bench: BootBench, instance: dict[str, Any], *, image: Image, record: GuestRecord, kvm: bool
 ) -> GuestPlan:
     home = bench.directory / "home.img"
     sources = {
@@ -194,7 +195,7 @@ def _home(plan: GuestPlan) -> Path:
     return next(disk.path for disk in plan.disks if disk.access == "write")
 
 
-async def _bare(bench: _Bench, plan: GuestPlan, *, number: int) -> Times:
+async def bare_boot(bench: BootBench, plan: GuestPlan, *, number: int) -> Times:
     """Boot the guest by hand; cut its power when it has answered."""
     run = bench.directory / f"bare-{number}"
     run.mkdir()
@@ -233,14 +234,14 @@ async def _bare(bench: _Bench, plan: GuestPlan, *, number: int) -> Times:
 # ---- the operator's arm
 
 
-async def _operated(bench: _Bench, name: str) -> Times:
+async def _operated(bench: BootBench, name: str) -> Times:
     """Apply a machine and log in to it."""
     manifest = machine_manifest(name, keys=(bench.public_key,))
     apply = _kubectl(bench, "apply", "-f", "-", stdin=manifest)
     return await _until_answer(bench, name, change=apply)
 
 
-async def _until_answer(bench: _Bench, name: str, *, change: Coroutine[Any, Any, None]) -> Times:
+async def _until_answer(bench: BootBench, name: str, *, change: Coroutine[Any, Any, None]) -> Times:
     """From `change`, which asks for it, to phase running and an answer over SSH."""
     timeline = bench.timeline
     before, begun = bench.cluster.processor_seconds(), timeline.begin(name)
@@ -262,7 +263,7 @@ async def _until_answer(bench: _Bench, name: str, *, change: Coroutine[Any, Any,
     return {**times, _GUEST_CPU: guest, _PLANE_CPU: used}
 
 
-async def _look_at_guest(bench: _Bench) -> float:
+async def _look_at_guest(bench: BootBench) -> float:
     """Note when QEMU was started and when the guest spoke on its console; returns its processor seconds by then."""
     timeline = bench.timeline
     await timeline.until("the VMI", lambda: bool(timeline.instance()))
@@ -277,7 +278,7 @@ async def _look_at_guest(bench: _Bench) -> float:
     return processor_seconds(guest.process.pid)
 
 
-async def _extras(bench: _Bench, name: str, raw: dict[str, Any]) -> None:
+async def _extras(bench: BootBench, name: str, raw: dict[str, Any]) -> None:
     """One more login, directly and through the API server; then to sleep and awake again."""
     begun = now()
     await _ssh(bench, bench.timeline.machine()["status"]["addresses"][0])
@@ -297,12 +298,12 @@ async def _extras(bench: _Bench, name: str, raw: dict[str, Any]) -> None:
     raw["wake"].append(await _until_answer(bench, name, change=wake))
 
 
-async def _set_state(bench: _Bench, name: str, state: str) -> None:
+async def _set_state(bench: BootBench, name: str, state: str) -> None:
     patch = json.dumps({"spec": {"desired_state": state}})
     await _kubectl(bench, "patch", "machine", name, "--type=merge", "-p", patch)
 
 
-async def _delete(bench: _Bench, name: str) -> None:
+async def _delete(bench: BootBench, name: str) -> None:
     await _kubectl(bench, "delete", "machine", name, "--wait=false")
     await bench.timeline.until(f"{name} to be gone", bench.timeline.gone)
 
@@ -310,7 +311,7 @@ async def _delete(bench: _Bench, name: str) -> None:
 # ---- programs
 
 
-async def _ssh(bench: _Bench, address: str) -> None:
+async def _ssh(bench: BootBench, address: str) -> None:
     """Run `true` in a guest, with the system's ssh; both arms come here only once the guest is said to listen."""
     options = {
         "BatchMode": "yes",
@@ -326,7 +327,7 @@ async def _ssh(bench: _Bench, address: str) -> None:
     await _run("ssh", "-F", "none", *flags, *port, target, "true", what=f"ssh {target}")
 
 
-async def _kubectl(bench: _Bench, *words: str, stdin: str | None = None) -> None:
+async def _kubectl(bench: BootBench, *words: str, stdin: str | None = None) -> None:
     program = str(bench.cluster.paths.bin / "kubectl")
     await _run(
         program, *words, what=f"kubectl {words[0]}", stdin=stdin, env=bench.cluster.environment()

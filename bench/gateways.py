@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -147,10 +147,12 @@ def status(phase: str, *, transitions: int = 1) -> dict[str, Any]:
     }
 
 
-def serve(plane: Plane, *, machines: int, phase: str = "running") -> Served:
-    """Make an organisation with machines of one phase and an API key, and start a gateway for it."""
+def serve(
+    plane: Plane, *, machines: int, phase: str = "running", options: Sequence[str] = ()
+) -> Served:
+    """Make an organisation with machines of one phase and an API key, and start a gateway for it, with more options."""
     token, ids = asyncio.run(_furnish(plane, machines, phase))
-    return Served(plane, _start(plane), token, ids)
+    return Served(plane, _start(plane, options), token, ids)
 
 
 def serve_anew(served: Served) -> Served:
@@ -182,9 +184,9 @@ async def _furnish(plane: Plane, machines: int, phase: str) -> tuple[str, list[s
     return key.token, ids
 
 
-def _start(plane: Plane) -> Process:
+def _start(plane: Plane, options: Sequence[str] = ()) -> Process:
     command = components(plane.settings, plane.paths)["gateway"].command
-    process = plane.start("gateway", [*command, *_LIMITS])
+    process = plane.start("gateway", [*command, *_LIMITS, *options])
     ready = f"http://127.0.0.1:{plane.settings.ports['gateway-metrics']}/readyz"
     for url in (ready, f"{plane.settings.rest}/healthz"):
         _await(url, process)

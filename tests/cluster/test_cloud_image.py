@@ -29,7 +29,9 @@ def test_a_stock_image_is_a_machine(machine: Machine) -> None:
     machine.power("sleeping", timeout=2 * MINUTE)
     settle(machine.power("running", timeout=5 * MINUTE))
 
-    said = machine.ssh("cat note; ls /etc/forgotten 2>/dev/null || echo gone").stdout.split()
+    said = machine.ssh(
+        "sudo cat /root/note; ls /etc/forgotten 2>/dev/null || echo gone"
+    ).stdout.split()
     assert said == ["kept", "gone"]
     assert machine.boot_id() != boot
 

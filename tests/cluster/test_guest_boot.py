@@ -276,6 +276,15 @@ def blank_disk(path: Path, *, mib: int) -> Path:
     return path
 
 
+def features(disk: Path) -> str:
+    """Of the file system on it."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    dumpe2fs = shutil.which("dumpe2fs", path=path)
+    assert dumpe2fs is not None
+    done = subprocess.run([dumpe2fs, "-h", str(disk)], capture_output=True, text=True, check=True)
+    return next(line for line in done.stdout.splitlines() if line.startswith("Filesystem features"))
+
+
 def test_small_guest_logs_in_keeps_its_home_grows_it_and_powers_off(
     cache: Path, keys: Keys, tmp_path: Path
 ) -> None:
@@ -305,6 +314,7 @@ def test_small_guest_logs_in_keeps_its_home_grows_it_and_powers_off(
         print(f"power-off took {guest.power_off():.2f} s")
         assert "going down for poweroff" in guest.console()
 
+    assert "needs_recovery" not in features(home), "it was not unmounted"
     assert home.stat().st_size == 512 * MIB
     elsewhere = {"path": "/etc/ssh/sshd_config.d/50-port.conf", "content": "Port 2222\n"}
     again = keys.seed(write_files=[elsewhere])
@@ -313,7 +323,9 @@ def test_small_guest_logs_in_keeps_its_home_grows_it_and_powers_off(
     ) as guest:
         print(f"second boot: marker after {guest.wait_for_marker():.2f} s")
         assert f"{CONSOLE_MARKER} 2222 " in guest.console()
-        assert guest.run("cat note; ls /etc/forgotten 2>/dev/null || echo gone").split() == [
+        assert guest.run(
+            "sudo cat /root/note; ls /etc/forgotten 2>/dev/null || echo gone"
+        ).split() == [
             "kept",
             "gone",
         ]

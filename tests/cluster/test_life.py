@@ -99,7 +99,9 @@ def test_sleep_and_wake_keep_the_home_and_the_host_key_but_not_a_removed_key(
 
     hello.power("running")
     assert hello.boot_id() != boot
-    assert hello.run("cat note; ls /etc/forgotten 2>/dev/null || echo gone") == "kept\ngone"
+    assert (
+        hello.run("sudo cat /root/note; ls /etc/forgotten 2>/dev/null || echo gone") == "kept\ngone"
+    )
     assert served_host_key(hello) == host_key
     assert hello.status["wake_count"] == 1
     refused = with_key(hello, key, check=False)

@@ -28,9 +28,27 @@ def rest_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
+def real_cluster() -> Iterator[Cluster]:
+    """A cluster with guests, as `make run` has it."""
+    with fresh_cluster("test-rest-qemu", qemu=True) as cluster:
+        cluster.up()
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def real_env(real_cluster: Cluster) -> dict[str, str]:
+    """What its `local env` prints for DCS clients."""
+    return _client_env(real_cluster)
+
+
+@pytest.fixture(scope="session")
 def rest_env(rest_cluster: Cluster) -> dict[str, str]:
     """What `local env` tells DCS clients: the base URL and an API key of the organisation `default`."""
-    told: dict[str, str] = json.loads(rest_cluster.local("env", "--json").stdout)
+    return _client_env(rest_cluster)
+
+
+def _client_env(cluster: Cluster) -> dict[str, str]:
+    told: dict[str, str] = json.loads(cluster.local("env", "--json").stdout)
     return {name: told[name] for name in ("DEDALUS_BASE_URL", "DEDALUS_API_KEY")}
 
 
@@ -100,7 +118,7 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed and call.when == "call":
         arguments: dict[str, Any] = getattr(item, "funcargs", {})
-        cluster = arguments.get("rest_cluster")
+        cluster = arguments.get("rest_cluster") or arguments.get("real_cluster")
         logs = (
             sorted(arguments["tmp_path"].glob("gateway-*.log")) if "tmp_path" in arguments else []
         )

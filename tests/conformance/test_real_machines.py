@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import fresh_cluster
 from tests.cluster.support import Cluster
 from tests.conformance.environments import CLIENTS
 from tests.conformance.support import tell_story
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def real_cluster() -> Iterator[Cluster]:
-    """A cluster with guests, as `make run` has it."""
-    with fresh_cluster("test-rest-qemu", qemu=True) as cluster:
-        cluster.up()
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def env(real_cluster: Cluster) -> dict[str, str]:
-    """What `local env` prints for DCS clients."""
-    told: dict[str, str] = json.loads(real_cluster.local("env", "--json").stdout)
-    return {name: told[name] for name in ("DEDALUS_BASE_URL", "DEDALUS_API_KEY")}
 
 
 def phases(lines: list[dict[str, Any]]) -> list[str]:
@@ -41,20 +23,22 @@ def phases(lines: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def test_a_life_by_the_client_that_watches(sdk_010: Path, env: dict[str, str]) -> None:
-    lines = tell_story(sdk_010, CLIENTS / "flow_010.py", "life", "sync", env=env)
+def test_a_life_by_the_client_that_watches(sdk_010: Path, real_env: dict[str, str]) -> None:
+    lines = tell_story(sdk_010, CLIENTS / "flow_010.py", "life", "sync", env=real_env)
     assert phases(lines)[:4] == ["running", "running", "sleeping", "running"]
     left = [line for line in lines if line["step"] == "left"]
     assert [line["found"] for line in left] == [[]]
 
 
-def test_a_life_by_the_client_that_asks(sdk_060: Path, env: dict[str, str]) -> None:
-    lines = tell_story(sdk_060, CLIENTS / "flow_060.py", "life", "async", env=env)
+def test_a_life_by_the_client_that_asks(sdk_060: Path, real_env: dict[str, str]) -> None:
+    lines = tell_story(sdk_060, CLIENTS / "flow_060.py", "life", "async", env=real_env)
     assert phases(lines) == ["running", "running", "sleeping", "running", "running"]
     left = [line for line in lines if line["step"] == "left"]
     assert [line["found"] for line in left] == [[]]
 
 
-def test_a_machine_of_rest_is_one_of_kubectl(real_cluster: Cluster, env: dict[str, str]) -> None:
+def test_a_machine_of_rest_is_one_of_kubectl(
+    real_cluster: Cluster, real_env: dict[str, str]
+) -> None:
     made = real_cluster.kubectl("get", "machines", "--namespace=default", "--output=name").stdout
     assert all(name.startswith("machine.machines.dedaluslabs.ai/dm-") for name in made.split())

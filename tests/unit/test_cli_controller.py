@@ -12,6 +12,7 @@ from machine_operator.cli.controller import reference
 from machine_operator.cli.main import main
 from machine_operator.controller import process
 from machine_operator.controller.settings import SETTINGS, ControllerSettings
+from machine_operator.kubevirt.authority import Authority
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,6 +79,8 @@ def test_a_doubt_is_a_warning():
 def test_the_flags_of_the_local_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     key = tmp_path / "ca.pub"
     key.write_text("ssh-ed25519 AAAA ca\n")
+    authority, private = Authority.generate(), tmp_path / "host-ca"
+    private.write_bytes(authority.private_bytes())
     ran: list[ControllerSettings] = []
     monkeypatch.setattr(process, "run", ran.append)
     result = invoke(
@@ -85,6 +88,7 @@ def test_the_flags_of_the_local_cluster(tmp_path: Path, monkeypatch: pytest.Monk
         "--default-image=local/debian",
         "--ssh-port=2222",
         f"--ssh-user-ca={key}",
+        f"--ssh-host-ca={private}",
         "--metrics-address=127.0.0.1:9999",
     )
     assert result.exit_code == 0, result.output
@@ -92,3 +96,5 @@ def test_the_flags_of_the_local_cluster(tmp_path: Path, monkeypatch: pytest.Monk
     assert (settings.kubeconfig, settings.metrics_address) == ("/k.yaml", "127.0.0.1:9999")
     assert (settings.machines.image, settings.machines.ssh_port) == ("local/debian", 2222)
     assert settings.machines.ssh_user_ca == "ssh-ed25519 AAAA ca"
+    assert settings.machines.host_authority is not None
+    assert settings.machines.host_authority.public == authority.public

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from machine_operator.config.options import BadValue
 from machine_operator.config.settings import SettingsError
 from machine_operator.controller.settings import SETTINGS, Effective, load_settings
+from machine_operator.kubevirt.authority import Authority
 from machine_operator.kubevirt.settings import MachineDefaults
 from machine_operator.lifecycle.limits import Limits
 
@@ -193,6 +196,52 @@ def test_a_file_that_is_no_public_key(tmp_path: Path, content: str, expected: st
     (line,) = mistakes(flags={"ssh_user_ca": str(path)})
     assert expected in line
     assert "c2VjcmV0" not in line, "a secret is told"
+
+
+def test_the_private_key_of_the_host_authority_is_read_and_never_shown(tmp_path: Path):
+    authority, path = Authority.generate(), tmp_path / "host-ca"
+    path.write_bytes(authority.private_bytes())
+    got = load(flags={"ssh_host_ca": str(path)})
+    assert got.settings.machines.host_authority is not None
+    assert got.settings.machines.host_authority.public == authority.public
+    assert got.written.shown["ssh_host_ca"] == str(path)
+    assert "PRIVATE" not in repr(got)
+    assert load().settings.machines.host_authority is None
+
+
+RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+    serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            KEY.encode(),
+            "it is no OpenSSH private key without a passphrase; name the file without .pub",
+        ),
+        (b"c2VjcmV0", "it is no OpenSSH private key without a passphrase"),
+        (b"", "it is no OpenSSH private key without a passphrase"),
+        (RSA, "it is no ed25519 key"),
+        (b"\xff\xfe\x00", "is not a text file"),
+    ],
+    ids=["public", "garbage", "empty", "rsa", "binary"],
+)
+def test_a_file_that_is_no_private_key(tmp_path: Path, content: bytes, expected: str):
+    path = tmp_path / "host-ca"
+    path.write_bytes(content)
+    (line,) = mistakes(flags={"ssh_host_ca": str(path)})
+    assert line.startswith(f"flag --ssh-host-ca: ssh_host_ca: {path}")
+    assert expected in line
+    assert "c2VjcmV0" not in line, "a secret is told"
+
+
+@pytest.mark.parametrize("path", ["/no/such/file", "a\0b", "~nobody-like-this/key"])
+def test_a_path_that_leads_nowhere(path: str):
+    for name in ("ssh_host_ca", "ssh_user_ca"):
+        with pytest.raises(BadValue, match=r"cannot be read|is no path"):
+            BY_NAME[name].kind.parse(path)
 
 
 @pytest.mark.parametrize(

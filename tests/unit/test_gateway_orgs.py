@@ -356,6 +356,7 @@ def test_the_gateway_has_the_rights_that_it_uses_and_no_others() -> None:
         "limitranges": {"get", "create"},
         "networkpolicies.networking.k8s.io": {"get", "create"},
         "virtualmachines/restart.subresources.kubevirt.io": {"update"},
+        "virtualmachineinstances/portforward.subresources.kubevirt.io": {"get"},
     }
     # Secrets only where the keys are; and who can make no key can give nobody access.
     assert verbs(gateway_own_rules()) == {"secrets": {"get", "list", "watch", "patch"}}

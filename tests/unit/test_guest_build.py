@@ -57,6 +57,12 @@ def test_the_recipe_ships_its_scripts() -> None:
     assert files["stage1.sh"].startswith(b"#!/bin/busybox sh\n")
 
 
+def test_what_the_guests_programs_need_is_there() -> None:
+    recipe = Recipe()
+    assert "bsdutils" in recipe.packages, "script, which makes the terminals"
+    assert "httpd" in recipe.applets
+
+
 def test_the_same_recipe_has_the_same_digest() -> None:
     assert Recipe().digest() == Recipe().digest()
     assert len(Recipe().digest()) == 16

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from machine_operator.api.names import ADOPT_ANNOTATION
-from machine_operator.controller.hostkeys import new_host_key
 from machine_operator.kubevirt.digest import digest
 from machine_operator.kubevirt.home import build_home, home_digest, released_home
 from machine_operator.kubevirt.names import (
@@ -24,7 +21,6 @@ from machine_operator.kubevirt.names import (
     home_name,
 )
 from machine_operator.kubevirt.seed import HostKey, build_seed, seed_digest
-from machine_operator.kubevirt.settings import MachineDefaults
 from machine_operator.kubevirt.vm import build_vm, vm_digests
 from machine_operator.lifecycle.observation import RunStrategy
 from tests.support.machines import DEFAULTS, KEY, a_machine
@@ -36,15 +32,6 @@ HOST_KEY = HostKey(private="PRIVATE\n", public="ssh-ed25519 PUBLIC")
 
 def golden_machine() -> Any:
     return a_machine(spec={"ssh_authorized_keys": [KEY], "storage_class": "fast"})
-
-
-def user_data(secret: dict[str, Any]) -> dict[str, Any]:
-    text = base64.b64decode(secret["data"]["userdata"]).decode()
-    assert text.startswith("#cloud-config\n")
-    config = yaml.safe_load(text)
-    assert config == json.loads(text.removeprefix("#cloud-config\n"))
-    assert isinstance(config, dict)
-    return config
 
 
 def test_the_children_of_one_machine() -> None:
@@ -264,52 +251,3 @@ def test_a_released_disk_has_neither_owner_nor_digest() -> None:
 
 def test_the_default_class_is_not_spelled_out() -> None:
     assert "storageClassName" not in build_home(a_machine(), name=HOME)["spec"]
-
-
-# ---- seed
-
-
-def test_the_seed_is_cloud_config_with_the_host_key() -> None:
-    secret = build_seed(a_machine(), DEFAULTS, HOST_KEY)
-    config = user_data(secret)
-    assert config["ssh_keys"] == {"ed25519_private": "PRIVATE\n", "ed25519_public": HOST_KEY.public}
-    assert base64.b64decode(secret["data"]["ssh-host-key"]).decode() == "PRIVATE\n"
-    assert config["hostname"] == "box"
-    assert all(user["lock_passwd"] for user in config["users"])
-
-
-def test_authorized_keys_lie_outside_of_the_home_disk() -> None:
-    config = user_data(build_seed(golden_machine(), DEFAULTS, HOST_KEY))
-    files = {file["path"]: file for file in config["write_files"]}
-    assert files["/etc/ssh/authorized_keys.d/machine"]["content"] == f"{KEY}\n"
-    assert not any(path.startswith("/home") for path in files)
-    assert (
-        "AuthorizedKeysFile /etc/ssh/authorized_keys.d/%u"
-        in (files["/etc/ssh/sshd_config.d/10-machine.conf"]["content"])
-    )
-
-
-def test_the_certificate_authority_and_the_port_are_optional() -> None:
-    plain = user_data(build_seed(a_machine(), DEFAULTS, HOST_KEY))
-    assert "TrustedUserCAKeys" not in json.dumps(plain)
-    assert "Port " not in json.dumps(plain)
-    told = MachineDefaults(image="i", ssh_port=2222, ssh_user_ca="ssh-ed25519 CA")
-    full = user_data(build_seed(a_machine(), told, HOST_KEY))
-    files = {file["path"]: file["content"] for file in full["write_files"]}
-    assert files["/etc/ssh/machine_user_ca.pub"] == "ssh-ed25519 CA\n"
-    sshd = files["/etc/ssh/sshd_config.d/10-machine.conf"].splitlines()
-    assert "Port 2222" in sshd
-    assert "TrustedUserCAKeys /etc/ssh/machine_user_ca.pub" in sshd
-
-
-def test_the_host_key_is_no_part_of_the_digest() -> None:
-    bodies = [build_seed(a_machine(), DEFAULTS, new_host_key()) for _ in range(2)]
-    assert bodies[0]["data"] != bodies[1]["data"]
-    assert bodies[0]["metadata"] == bodies[1]["metadata"]
-
-
-def test_a_private_key_is_never_printed() -> None:
-    key = new_host_key()
-    assert "PRIVATE KEY" in key.private
-    assert "PRIVATE" not in repr(key)
-    assert key.public.startswith("ssh-ed25519 AAAA")

@@ -1,4 +1,4 @@
-"""Logging in to a machine of the local cluster: the key, its certificate, and how files are named to ssh."""
+"""Logging in to a machine of the local cluster: the key, its certificates, and how files are named to ssh."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives import serialization
 from machine_operator.local.certificates import create_certificates
 from machine_operator.local.ssh import _issue_certificate, _quoted
 
+VM = "m-7f3a9c215b1e"
+
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -20,14 +22,14 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pki / "ssh-user-ca"
 
 
-def test_the_certificate_is_for_the_login_user_and_short_lived(
+def test_the_certificate_is_for_one_machine_and_short_lived(
     tmp_path: Path, authority: Path
 ) -> None:
-    _, issued = _issue_certificate(tmp_path, authority)
+    _, issued = _issue_certificate(tmp_path, authority, vm=VM)
     certificate = serialization.load_ssh_public_identity(issued.read_bytes())
     assert isinstance(certificate, serialization.SSHCertificate)
     certificate.verify_cert_signature()
-    assert certificate.valid_principals == [b"machine"]
+    assert certificate.valid_principals == [VM.encode()]
     assert certificate.type is serialization.SSHCertificateType.USER
     assert 0 < certificate.valid_before - time.time() <= 3600
     public = authority.with_name("ssh-user-ca.pub").read_bytes()
@@ -39,14 +41,18 @@ def test_the_certificate_is_for_the_login_user_and_short_lived(
 def test_logins_share_one_key_so_that_none_can_mix_it_with_anothers_certificate(
     tmp_path: Path, authority: Path
 ) -> None:
-    identity, issued = _issue_certificate(tmp_path, authority)
+    identity, issued = _issue_certificate(tmp_path, authority, vm=VM)
     key, certificate = identity.read_bytes(), issued.read_bytes()
-    assert _issue_certificate(tmp_path, authority) == (identity, issued)
-    assert identity.read_bytes() == key
+    other = _issue_certificate(tmp_path, authority, vm="m-other")
+    assert other[1].read_bytes() != certificate
+    assert issued.read_bytes() == certificate, "a login to another machine leaves it alone"
+    assert _issue_certificate(tmp_path, authority, vm=VM) == (identity, issued)
+    assert identity.read_bytes() == key == other[0].read_bytes()
     assert issued.read_bytes() != certificate
     for file in (identity, issued):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["identity", "identity-cert.pub"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["identity", f"{VM}-cert.pub", "m-other-cert.pub"]
 
 
 def test_a_path_with_a_space_and_a_percent_sign_reaches_ssh_as_it_is() -> None:

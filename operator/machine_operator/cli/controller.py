@@ -39,8 +39,8 @@ the end and where each value comes from, and ends; what it prints can be used as
 In a pod, set `enableServiceLinks: false`: otherwise Kubernetes itself sets variables for each Service of the namespace,
 and for one that is named `machine-operator-ssh` that is `{PREFIX}SSH_PORT`.
 
-There are no secrets among the settings: credentials are in the kubeconfig or the service account, and
-`ssh_user_ca` is a public key.
+There are no secrets among the settings: credentials are in the kubeconfig or the service account, `ssh_user_ca` is a
+public key, and of `ssh_host_ca` only the path is ever shown.
 
 ## Settings
 """
@@ -52,6 +52,7 @@ _EXAMPLE = """\
 # /etc/machine-operator/config.yaml
 default_image: quay.io/containerdisks/debian:13
 ssh_user_ca: /etc/machine-operator/ssh_user_ca.pub
+ssh_host_ca: /etc/machine-operator/ssh_host_ca
 workers: 64
 log_format: json
 minimum_awake: 2m

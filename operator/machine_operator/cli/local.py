@@ -160,6 +160,7 @@ def status(paths: ClusterPaths, *, as_json: bool) -> None:
             "phase": seen.phase,
             "message": seen.message,
             "server": seen.server,
+            "ports": seen.ports,
             "components": rows,
             "steps": seen.steps,
             "durations": seen.durations,
@@ -182,6 +183,9 @@ def _print_status(seen: cluster.Status) -> None:
         table.add_row(row.name, str(row.pid), state, str(row.restarts), memory)
     if seen.components:
         Console().print(table)
+    for title, name in (("REST: http://", "gateway"), ("SSH:  ", "gateway-ssh")):
+        if name in seen.ports and any(row.name == "gateway" for row in seen.components):
+            click.echo(f"{title}127.0.0.1:{seen.ports[name]}")
 
 
 @local.command()

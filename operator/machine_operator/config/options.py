@@ -9,19 +9,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from machine_operator.api.durations import DurationError, format_duration, parse_autosleep
+from machine_operator.kubevirt.authority import Authority, AuthorityError
 
 __all__ = [
     "PREFIX",
+    "AuthorityFile",
     "BadValue",
     "Kind",
     "PublicKey",
     "Setting",
     "address",
+    "authority",
     "choice",
     "duration",
     "number",
@@ -66,6 +69,14 @@ class PublicKey:
 
     path: str
     line: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorityFile:
+    """An SSH authority and the file that its private key was read from."""
+
+    path: str
+    authority: Authority = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,14 +248,7 @@ def public_key() -> Kind:
     """The path of a file with one SSH public key."""
 
     def parse(raw: Any) -> PublicKey:
-        if not isinstance(raw, str):
-            raise BadValue(f"{raw!r} is not a path")
-        try:
-            content = Path(raw).expanduser().read_text()
-        except OSError as error:
-            raise BadValue(f"{raw} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise BadValue(f"{raw} is not a text file") from None
+        content = _text_of(raw)
         if "PRIVATE KEY" in content:
             raise BadValue(
                 f"{raw} is a private key, which nobody else should have; name its .pub file"
@@ -259,6 +263,34 @@ def public_key() -> Kind:
 
     allowed = "the path of a file with one OpenSSH public key, such as ssh_user_ca.pub"
     return Kind("FILE", allowed, parse, lambda key: str(key.path))
+
+
+def authority() -> Kind:
+    """The path of a file with the private key of an SSH authority. Only the path is ever shown."""
+
+    def parse(raw: Any) -> AuthorityFile:
+        content = _text_of(raw)
+        try:
+            return AuthorityFile(path=raw, authority=Authority.load(content.encode()))
+        except AuthorityError as error:
+            hint = "; name the file without .pub" if content.startswith(_KEY_TYPES) else ""
+            raise BadValue(f"{raw}: {error}{hint}") from None
+
+    allowed = "the path of a file with an ed25519 private key of OpenSSH, without a passphrase"
+    return Kind("FILE", allowed, parse, lambda file: str(file.path))
+
+
+def _text_of(raw: Any) -> str:
+    if not isinstance(raw, str):
+        raise BadValue(f"{raw!r} is not a path")
+    try:
+        return Path(raw).expanduser().read_text()
+    except OSError as error:
+        raise BadValue(f"{raw} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BadValue(f"{raw} is not a text file") from None
+    except (ValueError, RuntimeError) as error:  # a NUL in it; somebody's home who does not exist
+        raise BadValue(f"{_quoted(raw)} is no path: {error}") from None
 
 
 def _quoted(raw: Any) -> str:

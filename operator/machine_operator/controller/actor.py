@@ -9,7 +9,7 @@ from typing import Any
 from machine_operator.api.machine import Machine, MachineStatus, PowerRequest
 from machine_operator.api.names import FINALIZER
 from machine_operator.controller.children import Children
-from machine_operator.controller.hostkeys import new_host_key
+from machine_operator.controller.hostkeys import certified, kept_host_key, new_host_key
 from machine_operator.kube.client import KubeClient
 from machine_operator.kube.errors import AlreadyExists, NotFound
 from machine_operator.kube.informer import Informer
@@ -22,7 +22,7 @@ from machine_operator.kube.resources import (
 )
 from machine_operator.kubevirt.home import build_home, released_home
 from machine_operator.kubevirt.names import child_names, home_name
-from machine_operator.kubevirt.seed import HOST_PRIVATE_KEY, HOST_PUBLIC_KEY, HostKey, build_seed
+from machine_operator.kubevirt.seed import HOST_PRIVATE_KEY, HostKey, build_seed
 from machine_operator.kubevirt.settings import MachineDefaults
 from machine_operator.kubevirt.vm import build_vm
 from machine_operator.lifecycle import actions as do
@@ -189,7 +189,7 @@ class Actor:
         if self._children.seed(machine) is None and await self._create_seed(machine):
             return
         key = await self._present_host_key(machine) or self._host_key()
-        body = build_seed(machine, self._defaults, key)
+        body = self._seed_with(machine, key)
         self._children.seeds.wrote(await self._apply(SECRETS, machine, body))
 
     async def _create_seed(self, machine: Machine) -> bool:
@@ -197,7 +197,7 @@ class Actor:
 
         Created, not applied: of two operators for a moment, one is refused and takes over the other's key.
         """
-        body = build_seed(machine, self._defaults, self._host_key())
+        body = self._seed_with(machine, self._host_key())
         try:
             namespace = machine.metadata.namespace
             answer = await self._client.create(SECRETS, body, namespace=namespace)
@@ -205,6 +205,10 @@ class Actor:
             return False
         self._children.seeds.wrote(answer)
         return True
+
+    def _seed_with(self, machine: Machine, key: HostKey) -> Object:
+        vm, authority = child_names(machine.metadata.uid).vm, self._defaults.host_authority
+        return build_seed(machine, self._defaults, certified(key, vm=vm, authority=authority))
 
     async def _present_host_key(self, machine: Machine) -> HostKey | None:
         """The key that the machine has: people's known_hosts hang on it, so it is never made twice."""
@@ -215,13 +219,8 @@ class Actor:
             )
         except NotFound:
             return None
-        data = secret.get("data") or {}
-        if HOST_PRIVATE_KEY not in data or HOST_PUBLIC_KEY not in data:
-            return None
-        return HostKey(
-            private=base64.b64decode(data[HOST_PRIVATE_KEY]).decode(),
-            public=base64.b64decode(data[HOST_PUBLIC_KEY]).decode(),
-        )
+        stored = (secret.get("data") or {}).get(HOST_PRIVATE_KEY, "")
+        return kept_host_key(base64.b64decode(stored))
 
     async def _delete(self, cache: Informer[Any], machine: Machine, name: str, uid: str) -> None:
         namespace, resource = machine.metadata.namespace, cache.resource

@@ -18,6 +18,7 @@ from machine_operator.config.common import KUBECONFIG, LOGGING
 from machine_operator.config.options import (
     Setting,
     address,
+    authority,
     duration,
     public_key,
     switch,
@@ -49,6 +50,12 @@ SETTINGS: Final = (
         public_key(),
         None,
         "Public key of the authority whose certificates may log in to machines.",
+    ),
+    Setting(
+        "ssh_host_ca",
+        authority(),
+        None,
+        "Private key of the authority that signs the machines' host keys. The gateway asks for its certificates.",
     ),
     Setting(
         "grace_seconds",
@@ -212,13 +219,14 @@ def _find_out(values: dict[str, Any], pod_namespace: Path) -> None:
 
 
 def _settings(values: Mapping[str, Any]) -> ControllerSettings:
-    key = values.get("ssh_user_ca")
+    key, host = values.get("ssh_user_ca"), values.get("ssh_host_ca")
     return ControllerSettings(
         kubeconfig=values.get("kubeconfig"),
         machines=MachineDefaults(
             image=values["default_image"],
             ssh_port=values["ssh_port"],
             ssh_user_ca=key.line if key else "",
+            host_authority=host.authority if host else None,
             grace_seconds=values["grace_seconds"],
         ),
         limits=Limits(

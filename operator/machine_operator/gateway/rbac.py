@@ -35,6 +35,8 @@ def gateway_rules() -> list[Object]:
         _rule("", ["namespaces"], ["get", "create"]),
         *(_rule(group, plurals, ["get", "create"]) for group, plurals in sorted(kinds.items())),
         _rule("subresources.kubevirt.io", ["virtualmachines/restart"], ["update"]),
+        # The way into machines. It ends at their sshd, which asks for a certificate.
+        _rule("subresources.kubevirt.io", ["virtualmachineinstances/portforward"], ["get"]),
     ]
 
 

@@ -93,15 +93,15 @@ class Authority:
             serial: a number of the signer's choice.
             extensions: such as `permit-pty`.
         """
-        builder = self._builder(public, key_id=key_id, principals=principals)
-        builder = builder.type(serialization.SSHCertificateType.USER).serial(serial)
+        builder = self._builder(public, key_id=key_id, principals=principals, serial=serial)
+        builder = builder.type(serialization.SSHCertificateType.USER)
         for extension in sorted(extensions):
             builder = builder.add_extension(extension.encode(), b"")
         builder = builder.valid_after(valid_after).valid_before(valid_before)
         return builder.sign(self._key).public_bytes().decode()
 
     def _builder(
-        self, public: str, *, key_id: str, principals: Iterable[str]
+        self, public: str, *, key_id: str, principals: Iterable[str], serial: int = 0
     ) -> serialization.SSHCertificateBuilder:
         try:
             key = serialization.load_ssh_public_key(public.encode())
@@ -114,7 +114,7 @@ class Authority:
         return (
             serialization.SSHCertificateBuilder()
             .public_key(key)
-            .serial(0)
+            .serial(serial)
             .key_id(key_id.encode())
             .valid_principals([name.encode() for name in principals])
         )

@@ -1,11 +1,12 @@
-"""The certificates of one local cluster: made fresh at its first start, kept with its data.
+"""The certificates and keys of one local cluster: made fresh at its first start, kept with its data.
 
 Four authorities: the cluster's (API server and all its clients), the front proxy's (aggregation; it must be another
 one, or any client certificate could impersonate), KubeVirt's (virt-api's webhooks and aggregated API), and etcd's:
 guests reach the host's loopback through QEMU's user networking, and etcd holds everything, so it lets nobody in but
 the API server.
-All keys are ECDSA P-256, but for service-account tokens, which kube-apiserver signs with RSA. The SSH authority
-signs users' certificates for `local ssh`.
+All keys are ECDSA P-256, but for service-account tokens, which kube-apiserver signs with RSA.
+
+Beside them lies what controller and gateway sign with: the three SSH authorities, and the key of the gateway's links.
 """
 
 from __future__ import annotations
@@ -13,16 +14,22 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from machine_operator.kubevirt.authority import Authority
+
 __all__ = ["CLIENTS", "KeyPair", "create_certificates", "key_pair"]
+
+_SSH_AUTHORITIES = ("user", "host", "session")
+_TOKEN_KEY_BYTES = 32
 
 _LIFE = datetime.timedelta(days=3650)
 
@@ -66,11 +73,14 @@ class _Authority:
 
 
 def create_certificates(pki: Path) -> None:
-    """Make everything, unless it is all there already.
+    """Make everything that is not there already.
 
     The directory appears in one step: a start that is killed in the middle leaves nothing that looks finished.
+    SSH authorities and the token key hang on nothing else, so a cluster that was made before there were some gets
+    just those.
     """
     if pki.exists():
+        _credentials(pki)
         return
     draft = pki.with_name(f"{pki.name}.{os.getpid()}.new")
     draft.mkdir(parents=True, mode=0o700)
@@ -91,7 +101,7 @@ def create_certificates(pki: Path) -> None:
     _issue(draft, "handler-client", kubevirt, "kubevirt.io:system:client:virt-handler")
     _issue(draft, "virt-controller-serving", kubevirt, "virt-controller", names=local)
     _service_account_keys(draft)
-    _ssh_authority(draft)
+    _credentials(draft)
     draft.rename(pki)
 
 
@@ -204,21 +214,22 @@ def _service_account_keys(pki: Path) -> None:
     (pki / "service-account.pub").write_bytes(public)
 
 
-def _ssh_authority(pki: Path) -> None:
-    key = ed25519.Ed25519PrivateKey.generate()
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.OpenSSH,
-        serialization.NoEncryption(),
-    )
-    _write_secret(pki / "ssh-user-ca", private)
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
-    (pki / "ssh-user-ca.pub").write_bytes(public + b" machine-operator user CA\n")
+def _credentials(pki: Path) -> None:
+    for use in _SSH_AUTHORITIES:
+        private, public = pki / f"ssh-{use}-ca", pki / f"ssh-{use}-ca.pub"
+        if not private.exists():
+            _write_secret(private, Authority.generate().private_bytes())
+        authority = Authority.load(private.read_bytes())
+        public.write_text(f"{authority.public} machine-operator {use} CA\n")
+    token_key = pki / "token-key"
+    if not token_key.exists():
+        _write_secret(token_key, secrets.token_bytes(_TOKEN_KEY_BYTES))
 
 
 def _write_secret(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    """In one step, as what is there counts as finished."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
+    draft.rename(path)

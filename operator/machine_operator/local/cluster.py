@@ -79,12 +79,14 @@ class Status:
     """The cluster as seen from outside.
 
     `phase` is one of absent, stopped, starting, ready, stopping, failed, orphaned (its supervisor was killed).
+    `ports` has what listens on 127.0.0.1, by name; it is empty where nothing runs.
     `steps` has the seconds by step of the control plane's start, `durations` those of the whole `up` around it.
     """
 
     phase: str
     message: str
     server: str
+    ports: dict[str, int]
     components: tuple[ComponentStatus, ...]
     steps: dict[str, float]
     durations: dict[str, float]
@@ -153,14 +155,20 @@ def status(paths: ClusterPaths) -> Status:
     """What runs, from the supervisor's own state and from /proc."""
     settings, state = ClusterSettings.load(paths.settings), read_json(paths.state)
     if settings is None or state is None:
-        return Status("absent", f"no cluster in {paths.data}", "", (), {}, {})
+        return Status("absent", f"no cluster in {paths.data}", "", {}, (), {}, {})
     phase, message = str(state["phase"]), str(state["message"])
     if phase not in ("stopped", "failed") and _supervisor(paths) is None:
         phase, message = "orphaned", "its supervisor is gone; `local up` or `local down` cleans up"
     rows = [_component(name, value) for name, value in state.get("components", {}).items()]
     durations = (read_json(paths.data / _DURATIONS) or {}).get("steps", {})
     return Status(
-        phase, message, settings.server, tuple(rows), state.get("steps", {}), durations=durations
+        phase=phase,
+        message=message,
+        server=settings.server,
+        ports=settings.ports if rows else {},
+        components=tuple(rows),
+        steps=state.get("steps", {}),
+        durations=durations,
     )
 
 

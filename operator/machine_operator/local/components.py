@@ -237,6 +237,7 @@ def _controller(settings: ClusterSettings, paths: ClusterPaths) -> Component:
             f"--default-image={settings.default_image}",
             f"--ssh-port={settings.ssh_port}",
             f"--ssh-user-ca={paths.pki}/ssh-user-ca.pub",
+            f"--ssh-host-ca={paths.pki}/ssh-host-ca",
             # The supervisor never runs two of them, so a new one need not wait for the old one's lease to expire.
             "--identity=local",
             f"--metrics-address={_LOOPBACK}:{settings.ports['controller']}",
@@ -256,5 +257,11 @@ def _gateway(settings: ClusterSettings, paths: ClusterPaths) -> Component:
             f"--address={_LOOPBACK}:{settings.ports['gateway']}",
             f"--gateway-metrics-address={_LOOPBACK}:{settings.ports['gateway-metrics']}",
             f"--database=sqlite:///{paths.data}/gateway.db",
+            f"--credentials={paths.pki}",
+            f"--guest-port={settings.ssh_port}",
+            f"--artifacts=file://{paths.data}/artifacts",
+            f"--ssh-address={_LOOPBACK}:{settings.ports['gateway-ssh']}",
+            # All names below localhost are loopback, for browsers and for many resolvers.
+            f"--preview-domain=previews.localhost:{settings.ports['gateway']}",
         ),
     )

@@ -22,6 +22,7 @@ PORTS = (
     "controller",
     "gateway",
     "gateway-metrics",
+    "gateway-ssh",
 )
 """Everything that listens, each on 127.0.0.1."""
 

@@ -1,13 +1,12 @@
 """`local ssh`: the system's ssh, through KubeVirt's port-forward, with a certificate that lives for minutes.
 
-The machine trusts the cluster's SSH authority (its seed says so), so no key of the user's has to be in the guest.
-The host key is known beforehand: the operator made it, and its public half lies in the machine's seed Secret.
+The machine trusts the cluster's user authority (its seed says so), so no key of the user's has to be in the guest.
+It is known by the certificate that the host authority made for its key. Both certificates are for the name of its VM.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import os
 import shlex
@@ -25,15 +24,17 @@ from machine_operator.kube.client import KubeClient
 from machine_operator.kube.connection import connect
 from machine_operator.kube.errors import NotFound
 from machine_operator.kube.portforward import portforward
-from machine_operator.kube.resources import MACHINES, SECRETS
+from machine_operator.kube.resources import MACHINES
+from machine_operator.kubevirt.authority import Authority
 from machine_operator.kubevirt.names import child_names
-from machine_operator.kubevirt.seed import HOST_PUBLIC_KEY, LOGIN_USER
+from machine_operator.kubevirt.seed import LOGIN_USER
 from machine_operator.local.paths import ClusterPaths
 from machine_operator.local.settings import ClusterSettings
 
 __all__ = ["SshError", "forward_stdio", "ssh_command"]
 
 _CERTIFICATE_LIFE = 3600
+_EXTENSIONS = ("permit-pty", "permit-port-forwarding", "permit-agent-forwarding", "permit-user-rc")
 _CHUNK = 65536
 
 
@@ -54,30 +55,29 @@ async def ssh_command(
         raise SshError(f"there is no cluster in {paths.data}: run `machine-operator local up`")
     async with KubeClient(await connect(str(paths.kubeconfig))) as client:
         found = await _running_machine(client, namespace, machine)
-        names = child_names(found["metadata"]["uid"])
-        secret = await client.get(SECRETS, names.seed, namespace=namespace)
-    host_key = base64.b64decode(secret["data"][HOST_PUBLIC_KEY]).decode()
+    vm = child_names(found["metadata"]["uid"]).vm
     directory = paths.data / "ssh"
     directory.mkdir(mode=0o700, exist_ok=True)
-    alias = f"{machine}.{namespace}"
-    known_hosts = directory / f"{names.vm}.known_hosts"
-    _replace(known_hosts, f"{alias} {host_key}\n".encode(), mode=0o600)
-    identity, certificate = _issue_certificate(directory, paths.pki / "ssh-user-ca")
+    known_hosts = directory / "known_hosts"
+    authority = (paths.pki / "ssh-host-ca.pub").read_text()
+    _replace(known_hosts, f"@cert-authority * {authority}".encode(), mode=0o600)
+    identity, certificate = _issue_certificate(directory, paths.pki / "ssh-user-ca", vm=vm)
     forward = [sys.executable, "-m", "machine_operator.cli.main", "local", "forward"]
     where = ["--name", paths.name, "--data", str(paths.data), "--namespace", namespace]
-    proxy = shlex.join([*forward, *where, names.vm, str(settings.ssh_port)])
+    proxy = shlex.join([*forward, *where, vm, str(settings.ssh_port)])
     options = {
         "ProxyCommand": proxy.replace("%", "%%"),
         "IdentityFile": _quoted(identity),
         "CertificateFile": _quoted(certificate),
         "IdentitiesOnly": "yes",
         "UserKnownHostsFile": _quoted(known_hosts),
-        "HostKeyAlias": alias,
+        # What its certificate has to be for.
+        "HostKeyAlias": vm,
         "StrictHostKeyChecking": "yes",
         "LogLevel": "ERROR",
     }
     flags = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
-    return ["ssh", "-F", "none", *flags, f"{LOGIN_USER}@{alias}", *command]
+    return ["ssh", "-F", "none", *flags, f"{LOGIN_USER}@{machine}.{namespace}", *command]
 
 
 def _quoted(path: Path) -> str:
@@ -102,33 +102,27 @@ async def _running_machine(client: KubeClient, namespace: str, machine: str) -> 
     return found
 
 
-def _issue_certificate(directory: Path, authority: Path) -> tuple[Path, Path]:
-    """The user's key, made once, with a fresh certificate of the cluster's authority: both files.
+def _issue_certificate(directory: Path, authority: Path, *, vm: str) -> tuple[Path, Path]:
+    """The user's key, made once, with a fresh certificate of the cluster's authority for one VM: both files.
 
     The key stays the same, so that two logins at once cannot mix one's key with the other's certificate.
     """
     path = directory / "identity"
-    key = _own_key(path)
-    signer = _load(authority)
+    public = _own_key(path).public_key()
     now = int(time.time())
-    certificate = (
-        serialization.SSHCertificateBuilder()
-        .public_key(key.public_key())
-        .serial(0)
-        .type(serialization.SSHCertificateType.USER)
-        .key_id(b"local ssh")
-        .valid_principals([LOGIN_USER.encode()])
+    certificate = Authority.load(authority.read_bytes()).certify_user(
+        public.public_bytes(
+            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        ).decode(),
+        key_id="local ssh",
+        principals=[vm],
         # The guest's clock may be behind by what its boot took.
-        .valid_after(now - 3600)
-        .valid_before(now + _CERTIFICATE_LIFE)
-        .add_extension(b"permit-pty", b"")
-        .add_extension(b"permit-port-forwarding", b"")
-        .add_extension(b"permit-agent-forwarding", b"")
-        .add_extension(b"permit-user-rc", b"")
-        .sign(signer)
+        valid_after=now - 3600,
+        valid_before=now + _CERTIFICATE_LIFE,
+        extensions=_EXTENSIONS,
     )
-    issued = path.with_name("identity-cert.pub")
-    _replace(issued, certificate.public_bytes() + b"\n", mode=0o600)
+    issued = directory / f"{vm}-cert.pub"
+    _replace(issued, f"{certificate}\n".encode(), mode=0o600)
     return path, issued
 
 

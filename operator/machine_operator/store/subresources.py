@@ -6,7 +6,7 @@ position in that order, so it stays valid whatever comes and goes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -106,11 +106,18 @@ class SubResources(Generic[R]):
             return [self.as_record(row) for row in await connection.execute(statement)]
 
     async def page(
-        self, org: str, machine_id: str, *, after: Place | None, limit: int
+        self,
+        org: str,
+        machine_id: str,
+        *,
+        after: Place | None,
+        limit: int,
+        where: Sequence[ColumnElement[bool]] = (),
     ) -> tuple[list[R], Place | None]:
-        """A machine's, the newest first, and where the next page begins."""
+        """A machine's that meet all conditions, the newest first, and where the next page begins."""
         columns = self.table.c
-        statement = select(self.table).where(columns.org == org, columns.machine_id == machine_id)
+        own = (columns.org == org, columns.machine_id == machine_id)
+        statement = select(self.table).where(*own, *where)
         if after is not None:
             moment = from_milliseconds(after[0])
             statement = statement.where(

@@ -18,7 +18,7 @@ from typing import Any
 import dedalus_sdk
 import httpx
 
-__all__ = ["SMALL", "connect", "done", "each", "main", "say", "told", "until"]
+__all__ = ["SMALL", "connect", "done", "each", "main", "say", "settled", "told", "until"]
 
 SMALL: dict[str, Any] = {"vcpu": 1, "memory_mib": 256, "storage_gib": 1}
 _TOLD_REQUEST = (
@@ -83,6 +83,18 @@ async def until(look: Callable[[], Any], phase: str) -> Any:
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {_PATIENCE:.0f} s for {phase}; last seen: {seen}")
         await asyncio.sleep(0.1)
+
+
+async def settled(look: Callable[[], Any], passing: tuple[str, ...]) -> Any:
+    """Ask again until something has another status than the `passing` ones; as often as it says itself."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        seen = await done(look())
+        if seen.status not in passing:
+            return seen
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {_PATIENCE:.0f} s; last seen: {seen}")
+        await asyncio.sleep((seen.retry_after_ms or 50) / 1000)
 
 
 def main(stories: dict[str, Callable[..., Coroutine[Any, Any, None]]]) -> None:

@@ -20,8 +20,10 @@ from machine_operator.gateway.dcs import models, usage_models
 from machine_operator.gateway.problems import Coded, Scope
 
 __all__ = [
+    "RESPONSES_MAKE",
     "RESPONSES_PATCH",
     "RESPONSES_READ",
+    "RESPONSES_REMOVE",
     "RESPONSES_SLEEP",
     "RESPONSES_STREAM",
     "RESPONSES_WRITE",
@@ -29,13 +31,14 @@ __all__ = [
     "mutation_responses",
     "parameters",
     "read_responses",
+    "register",
 ]
 
 Responses = dict[int | str, dict[str, Any]]
 
 _REF: Final = "#/components/schemas/{model}"
 
-_SCHEMAS: Final[tuple[type[BaseModel], ...]] = (
+_SCHEMAS: Final[list[type[BaseModel]]] = [
     models.CodedError,
     models.CreateMachineRequest,
     models.ErrorModel,
@@ -47,7 +50,7 @@ _SCHEMAS: Final[tuple[type[BaseModel], ...]] = (
     usage_models.ComputeUsageResponse,
     usage_models.StorageUsageResponse,
     usage_models.UsageResponse,
-)
+]
 
 _SECURITY_SCHEMES: Final = {
     "BearerAuth": {
@@ -156,6 +159,17 @@ _STORAGE_OPERATION: Final = {
 }
 
 
+RESPONSES_MAKE: Final = _errors(_MUTATE, unfit=_DESTROYED)
+"""Of a POST that makes a sub-resource of a machine."""
+RESPONSES_REMOVE: Final = _errors(_MUTATE)
+"""Of a DELETE of one."""
+
+
+def register(*models: type[BaseModel]) -> None:
+    """Have the document tell of more schemas, to be referred to by the names of their classes."""
+    _SCHEMAS.extend(model for model in models if model not in _SCHEMAS)
+
+
 def read_responses(model: type[BaseModel], *, etag: bool = True) -> Responses:
     """200 with a body; `etag` where the answer carries a machine's revision."""
     response = _success(model, description="OK")
@@ -199,6 +213,13 @@ _ORG: Final = _parameter(
 _PARAMETERS: Final[Mapping[str, dict[str, Any]]] = {
     "machine_id": _parameter("machine_id", "path", "Id of the machine, with or without `dm-`."),
     "network_id": _parameter("network_id", "path", "Id of the network."),
+    "execution_id": _parameter("execution_id", "path", "Id of the execution."),
+    "artifact_id": _parameter("artifact_id", "path", "Id of the artifact."),
+    "preview_id": _parameter("preview_id", "path", "Id of the preview."),
+    "port_id": _parameter("port_id", "path", "Id of the port."),
+    "session_id": _parameter("session_id", "path", "Id of the SSH session."),
+    "terminal_id": _parameter("terminal_id", "path", "Id of the terminal."),
+    "token": _parameter("token", "query", "The permission that the link came with."),
     "limit": _parameter(
         "limit",
         "query",

@@ -21,6 +21,7 @@ _PACKAGES = [
     "base-files",
     "base-passwd",
     "bash",
+    "bsdutils",
     "busybox-static",
     "ca-certificates",
     "coreutils",
@@ -114,6 +115,7 @@ _SPARE_MODULES = ["fat", "vfat", "nls_cp437", "nls_ascii", "nls_utf8"]
 # that look up host names: a static program cannot load the C library's resolvers, and crashes.
 _APPLETS = [
     "halt",
+    "httpd",
     "nslookup",
     "poweroff",
     "reboot",

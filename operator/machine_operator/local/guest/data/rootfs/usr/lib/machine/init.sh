@@ -72,7 +72,7 @@ mount_home() {
         say "no disk has the serial number home: $HOME_DIRECTORY is in memory"
         cp -r /etc/skel/. "$HOME_DIRECTORY"
         chown -R machine:machine "$HOME_DIRECTORY"
-        return
+        return 0
     fi
     disk=/dev/$HOME_DISK
     mount -t ext4 "$disk" "$HOME_DIRECTORY" 2>/dev/null && return
@@ -85,6 +85,14 @@ mount_home() {
     # An empty directory of root's is better than a home in memory whose content would be lost unnoticed.
     HOME_DISK=
     say "the home disk could not be mounted and was left alone; log in and repair $disk with sudo"
+    return 1
+}
+
+# share_home: root's home is the same disk. Where that could not be mounted it can only be read: root could write to what
+# is there instead, and would lose it unnoticed.
+share_home() {
+    mount --bind "$HOME_DIRECTORY" /root || say "/root could not be made the home disk"
+    [ "$1" = 0 ] || mount -o remount,bind,ro "$HOME_DIRECTORY" /root
 }
 
 # grow_home: enlarge the file system whenever the disk has grown, at boot or while it is mounted.
@@ -172,7 +180,8 @@ stop() {
     done
     kill -KILL -1
     sync
-    umount "$HOME_DIRECTORY" 2>/dev/null || mount -o remount,ro "$HOME_DIRECTORY" 2>/dev/null
+    # A disk that is mounted twice is in order only after both.
+    { umount /root && umount "$HOME_DIRECTORY"; } 2>/dev/null || mount -o remount,ro "$HOME_DIRECTORY" 2>/dev/null
     "$1" -f
     while :; do sleep 60; done
 }
@@ -188,6 +197,7 @@ find_seed
 read_seed
 seed_early
 mount_home
+share_home $?
 seed_apply
 seed_script
 place_keys
