@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from machine_operator.gateway import answers
-from machine_operator.gateway.server import serve
+from machine_operator.gateway.serving.server import serve
 
 __all__ = ["PATH"]
 

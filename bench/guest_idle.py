@@ -43,19 +43,20 @@ async def measure(report: Report, directory: Path, *, count: int) -> None:
     """Open the terminals one after the other, and look at the gateway's memory before and after."""
     if os.geteuid() != 0:
         raise BenchError("only root can give an sshd a mount namespace of its own")
-    planes = Planes(directory, *await asyncio.to_thread(prepare, directory))
+    # A plane has event loops of its own.
+    await asyncio.to_thread(_measure, report, directory, count=count)
+
+
+def _measure(report: Report, directory: Path, *, count: int) -> None:
+    planes = Planes(directory, *prepare(directory))
+    port = _free_port()
+    options = ("--guest-dialer=address", f"--guest-port={port}")
     with planes.new("idle") as plane:
-        port = _free_port()
-        served = await asyncio.to_thread(
-            gateways.serve,
-            plane,
-            machines=_MACHINES,
-            options=("--guest-dialer=address", f"--guest-port={port}"),
-        )
+        served = gateways.serve(plane, machines=_MACHINES, options=options)
         names = [f"m-bench-{number}" for number in range(_MACHINES)]
         with _sshd(plane, directory, names, port=port):
-            await _furnish(served, names)
-            await _open_all(report, served, count=count)
+            asyncio.run(_furnish(served, names))
+            asyncio.run(_open_all(report, served, count=count))
 
 
 async def _furnish(served: gateways.Served, names: list[str]) -> None:

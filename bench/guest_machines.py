@@ -97,9 +97,27 @@ class Inside:
         return Machine(machine_id, status["vm"]["name"], status["addresses"][0])
 
     async def destroy(self, machines: Sequence[Machine]) -> None:
-        """Away with them."""
+        """Away with them; returns when their guests have ended."""
         for machine in machines:
             await self.call("DELETE", machine.path)
+        deadline = time.monotonic() + _LIMIT
+        for machine in machines:
+            while (seen := await self.call("GET", machine.path))["phase"] != "destroyed":
+                if time.monotonic() > deadline:
+                    raise BenchError(f"{machine.id} is not gone: {seen}")
+                await asyncio.sleep(0.1)
+
+    @asynccontextmanager
+    async def machines(self, count: int = 1) -> AsyncIterator[list[Machine]]:
+        """New machines, for as long as the block runs."""
+        made: list[Machine] = []
+        try:
+            while len(made) < count:
+                some = min(4, count - len(made))
+                made += await asyncio.gather(*(self.make() for _ in range(some)))
+            yield made
+        finally:
+            await self.destroy(made)
 
     async def begin(self, machine_id: str, *command: str, timeout_ms: int = 0) -> str:
         """A new execution; its path."""

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import aiohttp
 from clusters import BenchError, progress
@@ -29,7 +30,13 @@ _SERVER = (
 
 async def measure(report: Report, world: Inside, *, repeats: int, requests: int) -> None:
     """Requests a second, and how long they take."""
-    machine = await world.make()
+    async with world.machines() as [machine]:
+        await _measure(report, world, machine, repeats=repeats, requests=requests)
+
+
+async def _measure(
+    report: Report, world: Inside, machine: Machine, *, repeats: int, requests: int
+) -> None:
     await world.ended(await world.begin(machine.id, "sh", "-c", _SERVER))
     preview = await world.call(
         "POST", f"{machine.path}/previews", {"port": _PORT, "visibility": "public"}
@@ -37,16 +44,18 @@ async def measure(report: Report, world: Inside, *, repeats: int, requests: int)
     ours: list[tuple[float, float]] = []
     bare: list[tuple[float, float]] = []
     async with _forwarded(world, machine) as port:
-        arms = ((ours, preview["url"]), (bare, f"http://127.0.0.1:{port}/"))
-        for _, url in arms:
-            await _ask(url, count=_CONNECTIONS * 4)
+        # Not everywhere does the C library know names below `localhost`.
+        named = urlsplit(preview["url"])
+        through = f"http://127.0.0.1:{named.port}/"
+        arms = ((ours, through, named.netloc), (bare, f"http://127.0.0.1:{port}/", "localhost"))
+        for _, url, host in arms:
+            await _ask(url, host, count=_CONNECTIONS * 4)
         for number in range(1, repeats + 1):
-            for results, url in arms if number % 2 else reversed(arms):
-                results.append(await _ask(url, count=requests))
+            for results, url, host in arms if number % 2 else reversed(arms):
+                results.append(await _ask(url, host, count=requests))
             progress(
                 f"previews {number}/{repeats}: {ours[-1][0]:.0f}/s, ssh -L {bare[-1][0]:.0f}/s"
             )
-    await world.destroy([machine])
     report.raw["previews"] = {"preview": ours, "ssh -L": bare}
     pairs = list(zip(ours, bare, strict=True))
     rates = [one[0] / other[0] for one, other in pairs]
@@ -80,12 +89,13 @@ async def _forwarded(world: Inside, machine: Machine) -> AsyncIterator[int]:
         await process.wait()
 
 
-async def _ask(url: str, *, count: int) -> tuple[float, float]:
+async def _ask(url: str, host: str, *, count: int) -> tuple[float, float]:
     """Requests a second, and the p99 in seconds."""
     times: list[float] = []
     numbers = itertools.count()
     connector = aiohttp.TCPConnector(limit=_CONNECTIONS)
-    async with aiohttp.ClientSession(connector=connector) as session:
+    headers = {"Host": host}
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
 
         async def worker() -> None:
             while next(numbers) < count:

@@ -19,7 +19,13 @@ _BLOCK = 10
 
 async def measure(report: Report, world: Inside, *, repeats: int, count: int) -> None:
     """The time of `true`: POST until it is told to have succeeded, over `run('true')`; in turns."""
-    machine = await world.make()
+    async with world.machines() as [machine]:
+        await _measure(report, world, machine, repeats=repeats, count=count)
+
+
+async def _measure(
+    report: Report, world: Inside, machine: Machine, *, repeats: int, count: int
+) -> None:
     ours: list[list[float]] = []
     bare: list[list[float]] = []
     async with world.straight(machine) as connection:
@@ -40,7 +46,6 @@ async def measure(report: Report, world: Inside, *, repeats: int, count: int) ->
                 f"runs {number}/{repeats}: {1000 * statistics.median(ours[-1]):.0f} ms, "
                 f"bare {1000 * statistics.median(bare[-1]):.0f} ms"
             )
-    await world.destroy([machine])
     report.raw["runs"] = {"execution": ours, "bare": bare}
     for name, percent, limit in (("p50", 50, _P50), ("p99", 99, _P99)):
         ratios = [
@@ -63,21 +68,18 @@ async def _execution(world: Inside, machine: Machine) -> float:
 
 async def measure_crowd(report: Report, world: Inside, *, together: int, machines: int) -> None:
     """Many at once on one machine; and on many machines, by what they cost the gateway."""
-    crowd = [await world.make()]
-    wall = await _at_once(world, crowd, each=together)
+    async with world.machines() as crowd:
+        wall = await _at_once(world, crowd, each=together)
     report.add(single(f"{together} executions at once on one machine: errors", 0, "", limit=0))
     report.add(single(f"{together} executions at once on one machine: until all ended", wall, "s"))
     progress(f"crowd: {together} at once took {wall:.1f} s; now {machines} machines")
-    while len(crowd) < machines:
-        made = await asyncio.gather(*(world.make() for _ in range(min(4, machines - len(crowd)))))
-        crowd += made
-    await _at_once(world, crowd, each=1)  # their connections
-    pid = world.cluster.processes()["gateway"]
-    before = processor_seconds(pid)
-    each = 10
-    wall = await _at_once(world, crowd, each=each)
-    used, number = processor_seconds(pid) - before, each * len(crowd)
-    await world.destroy(crowd)
+    async with world.machines(machines) as crowd:
+        await _at_once(world, crowd, each=1)  # their connections
+        pid = world.cluster.processes()["gateway"]
+        before = processor_seconds(pid)
+        each = 10
+        wall = await _at_once(world, crowd, each=each)
+        used, number = processor_seconds(pid) - before, each * len(crowd)
     report.raw["crowd"] = {"machines": len(crowd), "executions": number, "s": wall, "cpu": used}
     report.add(single("executions a second for each processor of the gateway", number / used, "/s"))
     report.add(single(f"executions a second over {len(crowd)} machines", number / wall, "/s"))
@@ -100,9 +102,16 @@ async def _at_once(world: Inside, machines: list[Machine], *, each: int) -> floa
 
 async def measure_throughput(report: Report, world: Inside, *, repeats: int, mib: int) -> None:
     """Output of many MiB, all of which is kept, over the system's ssh."""
-    machine = await world.make()
+    async with world.machines() as [machine]:
+        await _measure_throughput(report, world, machine, repeats=repeats, mib=mib)
+
+
+async def _measure_throughput(
+    report: Report, world: Inside, machine: Machine, *, repeats: int, mib: int
+) -> None:
     # The same bytes for both, which do not compress; made beforehand, since making them takes the guest's time.
-    make = f"head -c {mib}M /dev/urandom | base64 -w 0 | head -c {mib}M >/root/noise"
+    size = mib * 2**20
+    make = f"head -c {size} /dev/urandom | base64 -w 0 | head -c {size} >/root/noise"
     await world.ended(await world.begin(machine.id, "sh", "-c", make))
     rates: list[tuple[float, float]] = []
     for number in range(repeats + 1):
@@ -110,7 +119,7 @@ async def measure_throughput(report: Report, world: Inside, *, repeats: int, mib
         execution = await world.begin(machine.id, "cat", "/root/noise")
         seen = await world.ended(execution, look=0.02)
         ours = time.perf_counter() - begun
-        if seen.get("stdout_bytes") != mib * 2**20 or seen.get("stdout_truncated"):
+        if seen.get("stdout_bytes") != size or seen.get("stdout_truncated"):
             raise BenchError(f"not all was kept: {seen}")
         begun = time.perf_counter()
         plain = await asyncio.create_subprocess_exec(
@@ -118,12 +127,11 @@ async def measure_throughput(report: Report, world: Inside, *, repeats: int, mib
         )
         said, _ = await plain.communicate()
         bare = time.perf_counter() - begun
-        if len(said) != mib * 2**20:
+        if len(said) != size:
             raise BenchError(f"ssh brought {len(said)} bytes")
         if number:  # the first one warms the guest
             rates.append((mib / ours, mib / bare))
             progress(f"throughput {number}/{repeats}: {mib / ours:.1f} MiB/s, ssh {mib / bare:.1f}")
-    await world.destroy([machine])
     report.raw["throughput"] = rates
     ratios = [ours / bare for ours, bare in rates]
     report.add(measured("stdout throughput over plain ssh", ratios, "x", least=_THROUGHPUT))

@@ -14,20 +14,28 @@ import aiohttp
 import asyncssh
 from clusters import BenchError, progress
 from figures import Report, measured
-from guest_machines import Inside
+from guest_machines import Inside, Machine
 
 __all__ = ["measure", "open_terminal"]
 
 _ABOVE_MS = 5.0
 _BLOCK = 20
 _LIMIT = 30.0
+_MOMENT = 2.0
+"""Seconds."""
 # Not the shell's own prompt, whose line editor would take the guest's time: what echoes is the terminal itself.
 _COMMAND = "exec cat >/dev/null"
 
 
 async def measure(report: Report, world: Inside, *, repeats: int, keys: int) -> None:
     """Both arms at once open, and keys typed into them in turns."""
-    machine = await world.make()
+    async with world.machines() as [machine]:
+        await _measure(report, world, machine, repeats=repeats, keys=keys)
+
+
+async def _measure(
+    report: Report, world: Inside, machine: Machine, *, repeats: int, keys: int
+) -> None:
     ours: list[list[float]] = []
     bare: list[list[float]] = []
     async with (
@@ -37,7 +45,9 @@ async def measure(report: Report, world: Inside, *, repeats: int, keys: int) -> 
     ):
         through, plain = _Through(socket), _Plain(process)
         for arm in (through, plain):
+            await _quiet(arm.read)
             await arm.type(f"{_COMMAND}\n".encode())
+            await _quiet(arm.read)
             await _type(arm.type, arm.read, count=_BLOCK)
         for number in range(1, repeats + 1):
             ours.append([])
@@ -50,7 +60,6 @@ async def measure(report: Report, world: Inside, *, repeats: int, keys: int) -> 
                 f"ssh {1000 * statistics.median(bare[-1]):.1f} ms"
             )
         process.kill()
-    await world.destroy([machine])
     report.raw["terminals"] = {"terminal": ours, "ssh": bare}
     above = [
         1000 * (statistics.median(one) - statistics.median(other))
@@ -59,6 +68,17 @@ async def measure(report: Report, world: Inside, *, repeats: int, keys: int) -> 
     report.add(measured("echo of a key, p50, above plain ssh", above, "ms", limit=_ABOVE_MS))
     values = [1000 * statistics.median(other) for other in bare]
     report.add(measured("echo of a key over plain ssh, p50", values, "ms"))
+
+
+async def _quiet(read: Callable[[], Awaitable[bytes]]) -> None:
+    """Read until nothing has come for a moment: keys that come before a program reads them may be lost."""
+    while True:
+        reading = asyncio.ensure_future(read())
+        done, _ = await asyncio.wait([reading], timeout=_MOMENT)
+        if not done:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            return
 
 
 def open_terminal(world: Inside, machine_id: str) -> Any:

@@ -21,7 +21,7 @@ from tests.conformance.support import GatewayProcess, Rest, make_key
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300, func_only=True)]
 
-EXECUTIONS, TERMINALS, LINES = 20, 5, 200
+EXECUTIONS, TERMINALS, LINES = 20, 5, 400
 _ENDED = ("succeeded", "failed", "cancelled", "expired")
 _PATIENCE = 120.0
 _SIZES = {"vcpu": 1, "memory_mib": 512, "storage_gib": 1, "autosleep": "never"}
@@ -159,6 +159,9 @@ def test_what_runs_when_the_gateway_is_killed_is_finished_by_the_next_one(
 
 
 async def survive(inside: Inside, gateway: GatewayProcess, tmp_path: Path) -> None:
+    prepared = await inside.run("head -c 12000000 /dev/urandom >big; sha256sum <big")
+    digest = await inside.ended(prepared)
+    assert digest["status"] == "succeeded", digest
     shells = [await inside.terminal() for _ in range(TERMINALS)]
     for number, shell in enumerate(shells):
         async with inside.attached(shell) as socket:
@@ -167,10 +170,7 @@ async def survive(inside: Inside, gateway: GatewayProcess, tmp_path: Path) -> No
             await type_into(socket, f"{lines(mark, prefix=chr(39) * 2)}; echo fin''ished\n")
             await read_until(socket, f"{mark} line 2\n".replace("\n", "\r\n"))
     runs = [await inside.run(lines(f"run {number}")) for number in range(EXECUTIONS)]
-    upload = await inside.run(
-        'head -c 12000000 /dev/urandom >"$DEDALUS_ARTIFACTS_DIR/big"; '
-        'sha256sum <"$DEDALUS_ARTIFACTS_DIR/big"'
-    )
+    upload = await inside.run('mv big "$DEDALUS_ARTIFACTS_DIR/"')
 
     async def uploading() -> bool:
         files = (tmp_path / "artifacts").rglob("*")
@@ -199,7 +199,8 @@ async def survive(inside: Inside, gateway: GatewayProcess, tmp_path: Path) -> No
             shown = await read_until(socket, "\r\nfinished")
         found = re.findall(rf"^t{number} line \d+\n", shown, re.MULTILINE)
         assert "".join(found) == said(f"t{number}")
-    await check_upload(inside, upload)
+    told = (await inside.get(f"{prepared}/output"))["stdout"].split()[0]
+    await check_upload(inside, upload, digest=told)
 
 
 async def once(inside: Inside, path: str) -> bool:
@@ -211,13 +212,12 @@ async def once(inside: Inside, path: str) -> bool:
     return [event["sequence"] for event in events] == list(range(1, len(events) + 1))
 
 
-async def check_upload(inside: Inside, path: str) -> None:
+async def check_upload(inside: Inside, path: str, *, digest: str) -> None:
     ended = await inside.ended(path)
     [ref] = ended["artifacts"]
     artifact = await inside.get(f"{inside.path}/artifacts/{ref['artifact_id']}")
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     async with inside.session.get(artifact["download_url"]) as response:
         async for chunk in response.content.iter_any():
-            digest.update(chunk)
-    output = await inside.get(f"{path}/output")
-    assert output["stdout"].split()[0] == artifact["sha256"] == digest.hexdigest()
+            found.update(chunk)
+    assert digest == artifact["sha256"] == found.hexdigest()

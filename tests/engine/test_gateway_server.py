@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 
-from machine_operator.gateway.protocol import ConnectionLimits
+from machine_operator.gateway.serving.protocol import ConnectionLimits
 from tests.support.raw import Line, eventually, on_uvloop, says
 from tests.support.served import Served, resident, serving
 

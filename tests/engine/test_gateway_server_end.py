@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from starlette.applications import Starlette
 
-from machine_operator.gateway.protocol import ConnectionLimits
-from machine_operator.gateway.server import serve
+from machine_operator.gateway.serving.protocol import ConnectionLimits
+from machine_operator.gateway.serving.server import serve
 from tests.support.raw import PATIENCE, Line, eventually, on_uvloop, says
 from tests.support.served import Served, serving
 

@@ -25,8 +25,8 @@ from machine_operator.gateway.answers import answer_of
 from machine_operator.gateway.bodies import read_body
 from machine_operator.gateway.paths import PathRules
 from machine_operator.gateway.problems import GatewayError
-from machine_operator.gateway.protocol import ConnectionLimits
-from machine_operator.gateway.server import serve
+from machine_operator.gateway.serving.protocol import ConnectionLimits
+from machine_operator.gateway.serving.server import serve
 
 __all__ = ["Served", "resident", "serving"]
 

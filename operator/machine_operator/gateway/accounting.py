@@ -12,6 +12,8 @@ __all__ = ["Accounting"]
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _NO_ROUTE = "none"
+_CODES = {"websocket.accept": 101, "websocket.close": 403}
+_STARTS = ("http.response.start", "websocket.http.response.start", *_CODES)
 
 
 class Accounting:
@@ -27,18 +29,23 @@ class Accounting:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
         metrics = self._metrics
 
+        answered = False
+
         async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            nonlocal answered
+            if not answered and message["type"] in _STARTS:
+                answered = True
                 route = getattr(scope.get("route"), "path", _NO_ROUTE)
-                method = scope["method"] if scope["method"] in _METHODS else "other"
-                seconds = time.perf_counter() - began
-                metrics.answered(route, method, message["status"], seconds=seconds)
+                asked = scope.get("method", "GET")
+                method = asked if asked in _METHODS else "other"
+                status = message.get("status") or _CODES[message["type"]]
+                metrics.answered(route, method, status, seconds=time.perf_counter() - began)
             await send(message)
 
         metrics.under_way += 1

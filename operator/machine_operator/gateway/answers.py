@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.utils import ClientDisconnected
 
 from machine_operator.gateway import failures
 from machine_operator.gateway.faults import faults_of
@@ -62,6 +63,7 @@ def install(app: FastAPI) -> None:
     """
     for kind in (GatewayError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _handle)
+    app.router.default = _nothing_there
     app.add_middleware(LastResort)
     app.add_middleware(RequestIds)
 
@@ -98,25 +100,26 @@ class RequestIds:
 
 
 class LastResort:
-    """Answers 500 to what nobody foresaw, and logs it under the request's id."""
+    """Answers 500 to what nobody foresaw, and logs it under the request's id. A WebSocket ends with 1011."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        started = False
+        started = accepted = False
 
         async def watched(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
+            nonlocal started, accepted
+            started = started or message["type"] in _STARTS
+            accepted = accepted or message["type"] == "websocket.accept"
             await send(message)
 
         try:
             await self._app(scope, receive, watched)
-        except ClientDisconnect:
+        except (ClientDisconnect, ClientDisconnected):
             return  # nobody is left to be answered, and nothing is wrong here
         except GatewayError as error:
             # From a middleware, where FastAPI's handlers do not reach.
@@ -128,13 +131,23 @@ class LastResort:
             log.error(
                 f"a request failed unexpectedly: {type(error).__name__}",
                 exc_info=True,
-                extra=fields(request_id=request_id, method=scope["method"], path=scope["path"]),
+                extra=fields(
+                    request_id=request_id, method=scope.get("method", "GET"), path=scope["path"]
+                ),
             )
+            if accepted:
+                await send({"type": "websocket.close", "code": 1011})
+                return
             if started:
                 raise  # the server must break the connection, or the client takes the half for the whole
             await answer_of(failures.internal(request_id), request_id=request_id)(
                 scope, receive, send
             )
+
+
+async def _nothing_there(scope: Scope, receive: Receive, send: Send) -> None:
+    """Starlette tells WebSockets that they are forbidden where there is nothing."""
+    raise HTTPException(404)
 
 
 async def _handle(request: Request, error: Exception) -> Response:

@@ -37,6 +37,7 @@ __all__ = [
     "runtime_unavailable",
     "scope_forbidden",
     "store_unavailable",
+    "terminal_not_ready",
     "too_large",
     "unprocessable",
     "unsupported_media",
@@ -164,6 +165,18 @@ def invalid_state(
             "expected_observed_state": expected_observed,
             "target_desired_state": target,
         },
+    )
+
+
+def terminal_not_ready(status: str, *, retry_after_ms: int | None = None) -> Coded:
+    """409: the terminal is `status`; with `retry_after_ms` it may be ready then."""
+    return Coded(
+        409,
+        "INVALID_STATE",
+        "terminal is not ready for streaming",
+        retryable=retry_after_ms is not None,
+        retry_after_ms=retry_after_ms,
+        details={"current_status": status, "expected_status": "ready"},
     )
 
 

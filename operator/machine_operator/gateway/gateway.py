@@ -13,6 +13,7 @@ from machine_operator.gateway.changes import Changes, NoNamespace
 from machine_operator.gateway.failures import from_kube, runtime_unavailable
 from machine_operator.gateway.idempotency import Idempotency
 from machine_operator.gateway.identity import Authenticator, Authorizer, Caller, OrgResolver, Verb
+from machine_operator.gateway.inside import Inside
 from machine_operator.gateway.limits import RateLimiter
 from machine_operator.gateway.machines import Machines
 from machine_operator.gateway.marks import Freshness
@@ -47,6 +48,7 @@ class Gateway:
         orgs: sees to it that an organisation has its namespace.
         ledger: what was used.
         draining: set when this process is about to end.
+        inside: what leads into machines; None where no credentials are set.
     """
 
     settings: GatewaySettings
@@ -61,6 +63,7 @@ class Gateway:
     orgs: Orgs
     ledger: UsageLedger
     draining: asyncio.Event = field(default_factory=asyncio.Event)
+    inside: Inside | None = None
 
     async def admit(self, request: Request, *, verb: Verb, scopes: Iterable[Scope]) -> Admitted:
         """Who calls, once it is clear that they may: authentication, organisation, rights, rate.

@@ -14,20 +14,24 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import uvloop
+from starlette.types import ASGIApp
 
 from machine_operator.gateway.app import build_app
 from machine_operator.gateway.changes import Changes
+from machine_operator.gateway.credentials import load_credentials
 from machine_operator.gateway.gateway import Gateway
 from machine_operator.gateway.idempotency import Idempotency
 from machine_operator.gateway.identity import KeyOrgs, KeyScopes
+from machine_operator.gateway.inside import Inside, Shared, open_inside
 from machine_operator.gateway.keys import KeyRing
 from machine_operator.gateway.limits import Rate, RateLimiter
 from machine_operator.gateway.machines import Machines
 from machine_operator.gateway.marks import Freshness
 from machine_operator.gateway.metering import Metering
 from machine_operator.gateway.orgs import Orgs
+from machine_operator.gateway.previews.proxy import PreviewHost
 from machine_operator.gateway.problems import Scope
-from machine_operator.gateway.server import serve
+from machine_operator.gateway.serving.server import serve
 from machine_operator.gateway.settings import GatewaySettings
 from machine_operator.gateway.upkeep import Upkeep
 from machine_operator.kube.client import KubeClient
@@ -51,7 +55,8 @@ def run(settings: GatewaySettings) -> None:
     """The gateway's process.
 
     Raises:
-        ConfigurationError: there is no way to reach a cluster, or the database's URL is none.
+        ConfigurationError: there is no way to reach a cluster, the database's URL is none, or the credentials are not
+            what they should be.
         StoreUnavailable, SchemaError: the database cannot be reached, or is one of a newer version.
         TemplateError: the template of new organisations cannot be used.
         OSError: the address cannot be listened on.
@@ -79,7 +84,7 @@ class _Process:
             host, _, port = self._settings.address.rpartition(":")
             self._server = asyncio.create_task(
                 serve(
-                    build_app(gateway, self._metrics),
+                    self._app(gateway),
                     host=host.strip("[]") or "0.0.0.0",  # noqa: S104
                     port=int(port),
                     draining=gateway.draining,
@@ -90,6 +95,8 @@ class _Process:
             draining = asyncio.create_task(self._drain(gateway))
             try:
                 await self._server
+                if gateway.inside is not None and gateway.inside.ssh is not None:
+                    await gateway.inside.ssh.ended.wait()
             except asyncio.CancelledError:
                 if self._failed is None:
                     raise
@@ -98,12 +105,20 @@ class _Process:
         if self._failed is not None:
             raise SystemExit(self._failed)
 
+    def _app(self, gateway: Gateway) -> ASGIApp:
+        app = build_app(gateway, self._metrics)
+        if gateway.inside is None:
+            return app
+        return PreviewHost(app, gateway.inside.previews, metrics=self._metrics)
+
     def _listening(self, address: str) -> None:
         log.info("serving on %s", address)
 
     async def _drain(self, gateway: Gateway) -> None:
         await gateway.draining.wait()
         gateway.machines.wake_followers()
+        if gateway.inside is not None:
+            gateway.inside.access.drain()
 
     @asynccontextmanager
     async def _gateway(self) -> AsyncIterator[Gateway]:
@@ -132,19 +147,35 @@ class _Process:
             )
             for name, work in tasks:
                 stack.push_async_callback(_end, self._beside(name, work))
+            changes, scopes, draining = Changes(client, machines), KeyScopes(), asyncio.Event()
+            shared = Shared(
+                settings, database, client, machines, changes, keys, scopes, draining=draining
+            )
             yield Gateway(
                 settings=settings,
                 authenticator=keys,
                 resolver=KeyOrgs(),
-                authorizer=KeyScopes(),
+                authorizer=scopes,
                 limiter=limiter,
                 machines=machines,
                 freshness=Freshness(machines, WriteMarks(database) if database.shared else None),
-                changes=Changes(client, machines),
+                changes=changes,
                 idempotency=Idempotency(records),
                 orgs=Orgs(client, create=settings.create_orgs, template=settings.org_template),
                 ledger=ledger,
+                draining=draining,
+                inside=await self._inside(shared, stack),
             )
+
+    async def _inside(self, shared: Shared, stack: AsyncExitStack) -> Inside | None:
+        if self._settings.credentials is None:
+            log.warning("no credentials are set: there is no way into machines")
+            return None
+        inside = open_inside(shared, load_credentials(self._settings.credentials))
+        stack.push_async_callback(inside.guests.close)
+        for name, work in inside.tasks().items():
+            stack.push_async_callback(_end, self._beside(name, work))
+        return inside
 
     def _beside(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Something that runs as long as the process does; its end is the end of all."""

@@ -1,4 +1,5 @@
-"""What has to be done now and then: destroyed machines are forgotten after a while, and so are old records.
+"""What has to be done now and then: destroyed machines are forgotten after a while, and so are old records and the
+holds of replicas that are gone.
 
 Every replica does it; whoever comes second finds nothing left to do.
 """
@@ -8,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 from machine_operator.api.phases import Phase
+from machine_operator.gateway.activity.holds import cleared, manager_of, stale
 from machine_operator.gateway.machines import Machines
 from machine_operator.gateway.settings import GatewaySettings
 from machine_operator.gateway.views import MachineView
@@ -24,6 +27,10 @@ __all__ = ["Upkeep", "forgettable"]
 log = logging.getLogger(__name__)
 
 _ROUND = 15.0
+_GRACE = 60.0
+"""Seconds after the end of a replica's last hold after which it is taken for gone: clocks differ."""
+_MOST_CLEARED = 100
+"""Machines in one round."""
 
 
 class Upkeep:
@@ -40,6 +47,7 @@ class Upkeep:
         self._machines = machines
         self._records = records
         self._keep = timedelta(seconds=settings.keep_destroyed)
+        self._grace = timedelta(seconds=max(_GRACE, settings.activity_lease))
 
     async def run(self) -> None:
         """Make rounds until cancelled."""
@@ -56,6 +64,32 @@ class Upkeep:
         for view in self._machines:
             if forgettable(view, now=now, keep=self._keep):
                 await self._forget(view)
+        left = (
+            (view, replica)
+            for view in self._machines
+            for replica in stale(view, now=now, grace=self._grace)
+        )
+        for view, replica in islice(left, _MOST_CLEARED):
+            await self._clear(view, replica)
+
+    async def _clear(self, view: MachineView, replica: str) -> None:
+        """Take away the holds of a replica that is gone, in its name: nobody else owns them."""
+        meta = view.machine.metadata
+        try:
+            answer = await self._client.apply(
+                MACHINES,
+                meta.name,
+                cleared(view, replica),
+                manager=manager_of(replica),
+                namespace=meta.namespace,
+                subresource="status",
+            )
+        except (NotFound, Conflict):
+            return  # somebody was faster; the next round looks again
+        except KubeError as error:
+            log.warning("holds of machine %s/%s remain: %s", meta.namespace, meta.name, error)
+            return
+        self._machines.learn(answer)
 
     async def _forget(self, view: MachineView) -> None:
         meta = view.machine.metadata

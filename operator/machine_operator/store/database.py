@@ -25,7 +25,6 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
-from machine_operator.store import schema
 from machine_operator.store.address import Address, Kind, parse_address
 from machine_operator.store.errors import StoreUnavailable, told
 
@@ -182,6 +181,8 @@ class Database:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _migrate(self) -> None:
+        from machine_operator.store import schema  # noqa: PLC0415  (it knows all tables, and they know databases)
+
         # A database in memory is there for its own connection only.
         patient = self._engine if self._one_connection else _engine(self._address, self._patience)
         try:

@@ -16,6 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
+from machine_operator.store import artifacts, executions, previews, ssh_sessions, terminals
 from machine_operator.store.errors import SchemaError
 from machine_operator.store.tables import metadata
 
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 # At each start it tells the class that it will use; what it did is told here.
 logging.getLogger("alembic.runtime").setLevel(logging.WARNING)
+
+# Each kind of sub-resource has its tables in its own module; all of them have to be known here.
+_KINDS: Final = (artifacts, executions, previews, ssh_sessions, terminals)
 
 _SCRIPTS: Final = "machine_operator.store:migrations"
 

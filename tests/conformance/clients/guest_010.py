@@ -97,14 +97,22 @@ async def previews(mode: str, *, machine_id: str, port: int) -> None:
     preview = await done(shown.create(machine_id=machine_id, port=port, visibility="public"))
     where = {"machine_id": machine_id, "preview_id": preview.preview_id}
     preview = await settled(lambda: shown.retrieve(**where), ("wake_in_progress",))
-    answer = httpx.get(preview.url, follow_redirects=True, timeout=60)
+    answer = _visit(preview.url)
     say(
         "preview", preview=preview.to_dict(mode="json"), status=answer.status_code, text=answer.text
     )
     items = [item.preview_id async for item in each(await done(shown.list(machine_id=machine_id)))]
     closed = await done(shown.delete(**where))
-    after = httpx.get(preview.url).status_code
+    after = _visit(preview.url).status_code
     say("closed", listed=items, status=closed.status, after=after)
+
+
+def _visit(url: str) -> httpx.Response:
+    """As a browser does, which knows where names below `localhost` are; the C library may not."""
+    named = httpx.URL(url)
+    there = named.copy_with(host="127.0.0.1")
+    host = named.netloc.decode()
+    return httpx.get(there, headers={"Host": host}, timeout=60)
 
 
 async def ssh(mode: str, *, machine_id: str) -> None:

@@ -8,7 +8,7 @@ the generations of clients read: `status.phase` and `phase`, and `created_at` ou
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Le
@@ -41,6 +41,8 @@ __all__ = [
     "MachineListItem",
     "MachineListResponse",
     "UpdateMachineRequest",
+    "stamp",
+    "whole",
 ]
 
 
@@ -58,7 +60,17 @@ def _without_null(member: dict[str, Any]) -> dict[str, Any]:
         for name, value in member.items()
         if name not in ("anyOf", "title") and (name, value) != ("default", None)
     }
-    return {**kept[0], **rest} if kept else rest
+    merged = {**kept[0], **rest} if kept else rest
+    if "const" in merged:  # the same, in words that generators of OpenAPI 3.0 know too
+        merged["enum"] = [merged.pop("const")]
+    return merged
+
+
+def stamp(moment: datetime | None) -> str | None:
+    """RFC 3339 in UTC, with milliseconds."""
+    if moment is None:
+        return None
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
 class Body(BaseModel):
@@ -91,8 +103,8 @@ def _no_truth(value: Any) -> Any:
     return value
 
 
-def _whole(value: Any) -> Any:
-    """2048.0 is an integer: JSON Schema says so, and some JSON writers know floats only."""
+def whole(value: Any) -> Any:
+    """2048.0 is an integer: JSON Schema says so, and some JSON writers know floats only. For a BeforeValidator."""
     return int(value) if isinstance(value, float) and value.is_integer() else _no_truth(value)
 
 
@@ -123,7 +135,7 @@ MemoryMib = Annotated[
         description="Memory in MiB.",
         json_schema_extra={"format": "int64"},
     ),
-    BeforeValidator(_whole),
+    BeforeValidator(whole),
 ]
 StorageGib = Annotated[
     int,
@@ -134,7 +146,7 @@ StorageGib = Annotated[
         description="Storage in GiB. It can grow later, but never shrink.",
         json_schema_extra={"format": "int64"},
     ),
-    BeforeValidator(_whole),
+    BeforeValidator(whole),
 ]
 Autosleep = Annotated[
     str,
@@ -158,7 +170,7 @@ AutosleepSeconds = Annotated[
         description="The same in seconds; 0 is never. For clients that do not know autosleep.",
         json_schema_extra={"format": "int64"},
     ),
-    BeforeValidator(_whole),
+    BeforeValidator(whole),
 ]
 
 

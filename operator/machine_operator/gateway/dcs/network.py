@@ -1,7 +1,7 @@
 """Networks: each organisation has one, its namespace, in which its machines reach each other and nobody else does.
 
-A network has no object of its own: its id is made of the organisation's name. Ways into it from outside come with SSH
-and previews.
+A network has no object of its own: its id is made of the organisation's name. The way into it from outside is the SSH
+gateway, where there is one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from machine_operator.gateway.gateway import Gateway
 from machine_operator.gateway.identity import Verb
 from machine_operator.gateway.machine_ids import PREFIX as MACHINE_PREFIX
 from machine_operator.gateway.problems import Problem, Scope, bounded
+from machine_operator.gateway.ssh.endpoint import ssh_endpoint
 
 __all__ = ["network_id_of", "network_routes"]
 
@@ -95,11 +96,15 @@ class _Networks:
         spelled, known = request.path_params["network_id"], network_id_of(org)
         if spelled.removeprefix(_PREFIX) != known.removeprefix(_PREFIX):
             raise Problem(404, f"there is no network {bounded(spelled)}")
-        return _json({"network_id": spelled, "name": org, "gateways": self._gateways(org)})
+        return _json({"network_id": spelled, "name": org, "gateways": self._gateways()})
 
-    def _gateways(self, org: str) -> list[dict[str, Any]]:
-        """The ways into the network; there are none yet."""
-        return []
+    def _gateways(self) -> list[dict[str, Any]]:
+        """The ways into the network."""
+        endpoint = ssh_endpoint(self.gateway.settings)
+        if endpoint is None:
+            return []
+        way = {"kind": "ssh", "protocol": "ssh", "hostname": endpoint.host, "port": endpoint.port}
+        return [way]
 
     async def _admit(self, request: Request) -> str:
         admitted = await self.gateway.admit(request, verb=Verb.GET, scopes=(Scope.READ,))

@@ -20,6 +20,7 @@ from machine_operator.gateway.dcs import models, usage_models
 from machine_operator.gateway.problems import Coded, Scope
 
 __all__ = [
+    "RESPONSES_CONNECT",
     "RESPONSES_MAKE",
     "RESPONSES_PATCH",
     "RESPONSES_READ",
@@ -163,6 +164,15 @@ RESPONSES_MAKE: Final = _errors(_MUTATE, unfit=_DESTROYED)
 """Of a POST that makes a sub-resource of a machine."""
 RESPONSES_REMOVE: Final = _errors(_MUTATE)
 """Of a DELETE of one."""
+RESPONSES_CONNECT: Final[Responses] = RESPONSES_READ | {
+    101: {"description": "Switching Protocols to WebSocket"},
+    409: _coded(
+        "Terminal is not ready for streaming",
+        terminal_closed=failures.terminal_not_ready("closed"),
+        terminal_not_ready=failures.terminal_not_ready("wake_in_progress", retry_after_ms=1000),
+    ),
+}
+"""Of a terminal's stream."""
 
 
 def register(*models: type[BaseModel]) -> None:

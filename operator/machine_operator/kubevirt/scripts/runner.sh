@@ -10,14 +10,16 @@
 #   SLOT.end       how it ended: status, signal (0: none), whether there are artifacts; SLOT.no: why it did not start
 #   SLOT.out .err  the first bytes of its output, while it runs; SLOT.count: how many there were altogether
 #
-# Output goes through pipes: programs open /dev/stdout anew, which would truncate a file. Nobody reads a pipe before
-# the gateway asks for it (soon after the start) or the program has ended, and then by a program of its own only if
-# anything has been written: the kernel counts in /proc/PID/io what a process and those that it waited for have written.
+# Output goes through pipes: programs open /dev/stdout anew, which would truncate a file. To read a pipe takes a program,
+# so it is not done before the gateway asks for it (soon after the start; it is SIGURG that tells the keeper) or the
+# program has ended, and then only if it has written anything: the kernel counts in /proc/PID/io what a process has
+# written, with the children that it has waited for.
 #
 # Answers are lines that begin with the connection's token. Each is one write below PIPE_BUF, so they never mix.
 #
-# For dash, busybox ash and bash. In bash, job control gives a program its process group, and SIGINT and SIGQUIT are as
-# usual in it. Elsewhere setsid does the former, and those two signals are ignored, as in all asynchronous commands.
+# For dash, busybox ash and bash. In an asynchronous command SIGINT and SIGQUIT are ignored, and what it starts inherits
+# that: bash can undo it, and coreutils' env for dash; under busybox it remains. bash gives a program its process group by
+# job control; setsid does it for the others.
 
 say() { printf '%s\n' "$token $*"; }
 
@@ -47,25 +49,40 @@ written() {
 
 # --- slots: what a job needs that takes a program to make, made for many at once while nothing else is to be done
 
+# fill NUMBER: that many more, beside everything else; `add` says which of them can be used.
 fill() {
-  n=$made made=$((made + $1)) fifos='' directories=''
-  while [ "$n" -lt "$made" ]; do
-    n=$((n + 1))
-    fifos="$fifos $token-$n.0 $token-$n.1 $token-$n.2" directories="$directories $token-$n"
+  first=$((planned + 1)) planned=$((planned + $1))
+  { make_slots "$first" "$planned" && say filled "$first" "$planned"; } </dev/null &
+}
+
+make_slots() {
+  n=$1 fifos='' directories=''
+  while [ "$n" -le "$2" ]; do
+    fifos="$fifos $token-$n.1 $token-$n.2 $token-$n.3" directories="$directories $token-$n" n=$((n + 1))
   done
   # shellcheck disable=SC2086 # these are lists
-  (cd "$spool" && mkfifo $fifos) 2>/dev/null
+  (cd "$spool" && exec mkfifo $fifos) 2>/dev/null
   # shellcheck disable=SC2086
-  (cd "$artifacts" && mkdir $directories) 2>/dev/null
-  say filled $((made - used))
+  (cd "$artifacts" && exec mkdir $directories) 2>/dev/null
+  return 0
+}
+
+# add FIRST LAST
+add() {
+  n=$1
+  while [ "$n" -le "$2" ]; do slots="$slots$token-$n " n=$((n + 1)); done
 }
 
 # --- one job
 
 # job ID KEPT TIMEOUT STDIN DIRECTORY NUMBER [NAME=VALUE…] PROGRAM [ARGUMENT…]
 job() {
-  [ "$used" -lt "$made" ] || fill 4
-  used=$((used + 1)) slot=$token-$used
+  if [ -z "$slots" ]; then
+    planned=$((planned + 4))
+    make_slots $((planned - 3)) "$planned"
+    add $((planned - 3)) "$planned"
+  fi
+  slot=${slots%% *} slots=${slots#* }
   keep "$@" </dev/null &
   jobs >/dev/null # a shell keeps what has ended until it is asked about it
 }
@@ -79,19 +96,17 @@ keep() {
   exec 2>"$file.say" # where the shell says what signal a program died of
   # To open it for both directions first never blocks; but only what is opened for reading sees the end.
   exec 6<>"$file.1" 7<"$file.1" 8<>"$file.2" 9<"$file.2"
-  readers='' silent='' woken=''
+  readers='' woken='' started="started $id $slot $keeper"
+  # Nobody dies of it who has no trap. bash can lose what it waits for when such a signal comes, so has none.
+  if [ -n "$control" ]; then exec 5<>"$file.3"; else trap 'woken=1' URG; fi
   written
   before=$written
   [ -z "$control" ] || set -m
-  (run "$@") <"$input" >&6 2>&8 6>&- 7<&- 8>&- 9<&- &
+  (run "$@") 5>&1 <"$input" >"$file.1" 2>"$file.2" 6>&- 7<&- 8>&- 9<&- &
   program=$!
   [ -z "$control" ] || set +m
   exec 6>&- 8>&-
-  trap wake URG # of which nobody dies who has no trap yet
-  printf '%s\n' "$program" >"$file.pid"
-  started="started $id $slot $keeper"
-  say "$started"
-  attend
+  attend # at once: a shell may say nothing of the death of one who was dead before it waited
   finish
 }
 
@@ -116,13 +131,19 @@ claim() {
   return 1
 }
 
-# The program itself, in a process of its own. Our variables have names that do not collide with the job's.
+# The program itself, in a process of its own. What is needed after the job's variables have been set has names that do
+# not collide with them: those with a `_` in front are set by env.
 run() {
-  trap - HUP PIPE
+  trap - PIPE
   [ -z "$control" ] || trap - INT QUIT
+  process self
+  printf '%s\n' "$pid" >"$file.pid"
+  say "$started" >&5
+  exec 5>&-
   umask 022
+  _machine_n=$2 _machine_file=$file _machine_ifs=$ifs _machine_bash=$control _machine_applets=$applets
+  _machine_start="$setsid $reset" _machine_setsid=$setsid
   cd -- "$1" 2>/dev/null || refuse "cwd: $1: no such directory"
-  _machine_n=$2
   shift 2
   {
     export DEDALUS_ARTIFACTS_DIR="$place"
@@ -135,12 +156,23 @@ run() {
     done
   } 2>/dev/null
   check "$1"
-  trap 'refuse "it cannot be executed"' EXIT # gone with what follows, unless that fails
-  [ -n "$control" ] || exec $setsid "$@" 2>&2
-  exec "$@"
+  # Gone with what follows, unless that fails. But bash forgets its traps before.
+  trap 'refuse "it cannot be executed"' EXIT
+  [ -z "$_machine_bash" ] || exec "$@"
+  # Where the shell has programs of its own that it takes for those of the same name, only a path is unmistakable.
+  if [ -n "$_machine_applets" ] && [ -n "$_machine_path" ]; then
+    shift
+    set -- "$_machine_path" "$@"
+  fi
+  # shellcheck disable=SC2086 # each is empty where there is none
+  case $1 in
+    *=*) exec $_machine_setsid "$@" ;; # env would take it for a variable
+    *) exec $_machine_start "$@" ;;
+  esac
 }
 
 check() {
+  _machine_path=''
   case $1 in
     */*)
       [ -e "$1" ] || refuse "$1: not found"
@@ -153,7 +185,7 @@ check() {
       for _machine_d in $PATH; do
         if [ -f "$_machine_d/$1" ] && [ -x "$_machine_d/$1" ]; then
           set +f
-          IFS=$ifs
+          IFS=$_machine_ifs _machine_path=$_machine_d/$1
           return
         fi
       done
@@ -164,24 +196,21 @@ check() {
 
 refuse() {
   trap - EXIT
-  printf '%.500s\n' "$1" >"$file.no"
+  printf '%.500s\n' "$1" >"$_machine_file.no"
   exit 127
 }
 
-wake() {
-  woken=1
-  read_pipes
-}
-
-# Wait until the program has ended. A signal that has a trap ends a wait early, with its own number.
+# Wait until the program has ended. A signal that has a trap ends a wait early, with its own number, 128 + SIGURG.
 attend() {
+  [ -z "$control" ] || read_pipes
   while :; do
-    woken=''
     wait "$program"
     status=$?
-    [ -n "$woken" ] && [ "$status" -eq 151 ] || break # 128 + SIGURG
+    [ -n "$woken" ] || break
+    woken=''
+    read_pipes
+    [ "$status" -eq 151 ] || break
   done
-  trap '' URG
 }
 
 finish() {
@@ -198,15 +227,33 @@ finish() {
   done
   printf '%s\n' "$status $signal $left" >"$file.end"
   say ended "$id" "$slot" "$status" "$signal" "$left" "$why"
-  # The shell itself has written two lines meanwhile.
+  out=0 err=0
+  # Two lines are ours.
   own=$((${#program} + 1 + ${#token} + 1 + ${#started} + 1))
+  silent=''
   [ "$before" -lt 0 ] || [ $((written - before)) -ne "$own" ] || silent=1
-  read_pipes
-  wait
-  read -r out <"$file.out.n"
-  read -r err <"$file.err.n"
+  [ -z "$control" ] || printf '%s' "${silent:-0}${silent:-0}" >&5
+  if [ -z "$silent" ] || [ -n "$readers" ] || ! glance out <&7 || ! glance err <&9; then
+    trap '' URG
+    read_pipes
+    wait
+    read -r out <"$file.out.n"
+    read -r err <"$file.err.n"
+  fi
   [ ! -e "$spool/$id.claim" ] || printf '%s\n' "$out $err" >"$file.count"
   say counted "$id" "$out" "$err"
+}
+
+# Nothing has been written when the program ended, so here is just the end of the pipe. Else something that it left
+# behind still has it, and may write. Not 0: that is so. To wait for it here would be wrong: it may write to the other.
+glance() {
+  woken=''
+  # shellcheck disable=SC3045 # that is bash, which goes on reading when a signal has come
+  if [ -n "$control" ]; then IFS= read -r -t 0.2 line; else IFS= read -r line; fi
+  seen=$?
+  [ "$seen" -ne 0 ] || line=$line$newline
+  [ -z "$line" ] || printf '%s' "$line" >"$file.$1"
+  [ -z "$line" ] && [ -z "$woken" ] && [ "$seen" -le 128 ]
 }
 
 read_pipes() {
@@ -220,7 +267,14 @@ read_pipes() {
 # Read all, count it, and keep the first part in a file, each byte at once.
 drain() {
   part=$file.$1 total=0 end=''
-  [ -z "$silent" ] || glance
+  if [ -n "$control" ]; then
+    # bash need not be told when, and each of the two gets one of the bytes that say whether there can be anything.
+    # shellcheck disable=SC3045
+    IFS= read -r -t 0.15 -N 1 silent <&5
+    exec 5<&-
+    [ "$silent" != 1 ] || ! glance "$1" || end=end
+  fi
+  [ ! -s "$part" ] || total=$(wc -c <"$part")
   while [ -z "$end" ] && [ "$total" -lt "$kept" ]; do
     blocks=$(((kept - total + 8191) / 8192))
     statistics=$(LC_ALL=C dd bs=8192 count="$blocks" 2>&1 >>"$part")
@@ -235,24 +289,17 @@ drain() {
   printf '%s\n' "$total" >"$part.n"
 }
 
-# Nothing has been written when the program ended. Most likely there is just the end; else it is from something that
-# the program left behind.
-glance() {
-  LC_ALL=C
-  if IFS= read -r line; then
-    printf '%s\n' "$line" >"$part"
-    total=$((${#line} + 1))
-  else
-    [ -z "$line" ] || printf '%s' "$line" >"$part"
-    total=${#line} end=end
-  fi
-}
-
 # dd says: "FULL+PARTIAL records in", the same of records out, and "BYTES bytes", after what went wrong.
 understand() {
+  # coreutils finds it odd that a pipe gives less than a block.
+  case $statistics in 'dd: warning:'*) statistics=${statistics#*"$newline"} ;; esac
   case $statistics in dd:*) end=failed statistics=${statistics#*"$newline"} ;; esac
-  bytes=${statistics##*records out"$newline"} full=${statistics%%+*} partial=${statistics#*+}
-  bytes=${bytes%% *} partial=${partial%% *}
+  full=${statistics%%+*} partial=${statistics#*+}
+  partial=${partial%% *}
+  case $statistics in
+    *" bytes "*) bytes=${statistics##*records out"$newline"} bytes=${bytes%% *} ;;
+    *) bytes=$(($(wc -c <"$part") - total)) ;; # some busybox do not say
+  esac
   case $bytes$full$partial in
     '' | *[!0-9]*) # not a word: it was killed
       bytes=$(wc -c <"$part")
@@ -305,7 +352,7 @@ signal() {
   if find "$1" && ! [ -s "$spool/$slot.end" ] && read -r program <"$spool/$slot.pid"; then
     printf '%s\n' "$2" >"$spool/$slot.kill"
     # Before it has become the leader of a group, it is alone.
-    kill "-$2" -- "-$program" || kill "-$2" "$program"
+    kill "-$2" "-$program" || kill "-$2" "$program"
   fi 2>/dev/null
   say signalled "$1"
 }
@@ -330,6 +377,11 @@ forget() {
 
 # What it has started goes on. What is over its time is ended here: nobody else might come.
 guard() {
+  for entry in "$spool/$token"-*.1; do
+    entry=${entry%.1}
+    [ -e "$entry.say" ] || set -- "$@" "$entry.1" "$entry.2" "$entry.3" "$artifacts/${entry##*/}"
+  done
+  [ $# -eq 0 ] || rm -rf "$@"
   process self
   me=$pid
   printf '%s\n' "$me" >"$spool/guard"
@@ -340,9 +392,10 @@ guard() {
     for claim in "$spool"/*.claim; do
       id=${claim##*/}
       id=${id%.claim}
-      if find "$id" && ! [ -s "$spool/$slot.end" ] && alive; then
+      find "$id" && ! [ -s "$spool/$slot.count" ] && alive || continue
+      kill -URG "$keeper" # have its pipes read
+      if ! [ -s "$spool/$slot.end" ]; then
         left=1
-        [ -e "$spool/$slot.out" ] || kill -URG "$keeper"
         over=$((now - at - timeout - patience))
         [ "$over" -lt 0 ] || true >"$spool/$slot.late"
         if [ "$over" -ge 5 ]; then signal "$id" 9; elif [ "$over" -ge 0 ]; then signal "$id" 15; fi
@@ -353,27 +406,47 @@ guard() {
   done
 } >/dev/null 2>&1
 
+# The first one since the guest was started. The home disk has more than the spool: nobody knows any more what of.
+first() {
+  mkdir -p "${spool%/*}"
+  mkdir "$spool" || return # another was faster
+  if [ -d "$artifacts" ] && mv "$artifacts" "$artifacts.$token"; then
+    rm -rf "$artifacts".* </dev/null >/dev/null &
+  fi
+}
+
 # serve SPOOL ARTIFACTS TOKEN PATIENCE
 serve() {
   spool=$1 artifacts=$2 token=$3 patience=$4
-  made=0 used=0 ifs=$IFS control='' setsid=''
+  planned=0 slots='' ifs=$IFS control='' setsid='' applets='' reset=''
   newline='
 '
   umask 077
   unset CDPATH MAIL SSH_CLIENT SSH_CONNECTION SSH_TTY XDG_SESSION_ID XDG_SESSION_TYPE XDG_SESSION_CLASS
   export LANG="${LANG:-C.UTF-8}"
-  if [ -n "$BASH_VERSION" ]; then control=1; else setsid=$(command -v setsid); fi
-  [ -d "$spool" ] && [ -d "$artifacts" ] || mkdir -p "$spool" "$artifacts"
-  trap '' HUP PIPE
+  if [ -n "$BASH_VERSION" ]; then
+    control=1
+  else
+    setsid=$(command -v setsid)
+    case $setsid in
+      setsid)
+        applets=1
+        for directory in /usr/bin /bin; do [ ! -x "$directory/setsid" ] || setsid=$directory/setsid; done
+        ;;
+      *)
+        reset='/usr/bin/env --default-signal=INT,QUIT'
+        $reset true || reset=''
+        ;;
+    esac
+  fi >/dev/null 2>&1
+  [ -d "$spool" ] || first
+  [ -d "$artifacts" ] || mkdir -p "$artifacts"
+  trap '' PIPE
   exec 2>/dev/null
   say ready
   while IFS= read -r line; do eval "$line"; done
   guard
 }
 
-# bash where there is one, unless another shell was asked for.
-if [ "$1" = serve ]; then
-  [ -n "$BASH_VERSION" ] || ! [ -x /bin/bash ] || exec /bin/bash "$0" "$@"
-fi
 shift
 serve "$@"

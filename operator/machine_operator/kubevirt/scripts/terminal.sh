@@ -16,7 +16,7 @@
 # waits, the pty fills, and the shell waits as well. With nobody attached it goes on, and the last KEEP bytes stay.
 set -u
 
-readonly KEEP=262144 STEP=524288 BEHIND=1048576
+readonly KEEP=262144 STEP=524288 BEHIND=1048576 INPUT=67108864
 
 self=$0 root=$1 verb=$2 id=$3
 shift 3
@@ -42,7 +42,10 @@ start() {
   done
   umask 077
   mkdir -p "$root" || exit 73
-  [ ! -d "$here" ] || exit 0
+  if [ -d "$here" ]; then
+    await
+    exit 0
+  fi
   stage=$root/.new-$id-$$
   mkdir "$stage" "$stage/readers" && cat >"$stage/profile" && mkfifo "$stage/in" "$stage/count" || exit 73
   : >"$stage/log"
@@ -51,9 +54,20 @@ start() {
   if ! mv -T "$stage" "$here" 2>/dev/null; then
     rm -rf "$stage" # somebody else was faster, on behalf of the same terminal
     [ -d "$here" ] || exit 73
-    exit 0
+  else
+    "$(tool setsid)" sh "$self" "$root" hold "$id" "$3" "$4" </dev/null >/dev/null 2>&1 &
   fi
-  "$(tool setsid)" sh "$self" "$root" hold "$id" "$3" "$4" </dev/null >/dev/null 2>&1 &
+  await
+}
+
+# Until its pty is as it should be: what is typed before would have no echo.
+await() {
+  tries=0
+  until [ -e "$here/tty" ] || [ -e "$here/ended" ]; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 200 ] || exit 0 # slow, but on its way
+    sleep 0.05
+  done
 }
 
 # ---- the holder: as long as the shell lives, and a while longer
@@ -83,13 +97,17 @@ hold() {
 shell() {
   cd "$here" || exit 73
   echo "$$" >pid
-  tty >tty
-  read -r columns rows <size
-  stty sane rows "$rows" cols "$columns"
+  stty sane
   stty iutf8 2>/dev/null
+  tty >tty.new
+  mv tty.new tty
+  read -r columns rows <size # not before: a resize writes it, and then looks whether there is a tty
+  stty rows "$rows" cols "$columns"
   . ./profile # sets `program`, `directory`, and NAME=VALUE as arguments
   rm -f profile
-  cd "$directory" 2>/dev/null || { echo "machine: there is no directory $directory"; cd /; }
+  cd || cd /
+  cd "$directory" 2>/dev/null || echo "machine: there is no directory $directory"
+  case $program in */*) ;; *) program=$(command -v "$program" || echo "$program") ;; esac
   [ -x "$program" ] || { echo "machine: there is no shell $program"; exit 127; }
   login=
   case ${program##*/} in sh | ash | bash | dash | fish | ksh | mksh | zsh) login=-l ;; esac
@@ -137,6 +155,9 @@ trim() {
 }
 
 watch() { # DETACHED LIFETIME
+  until [ -e tty ]; do sleep 0.1; done
+  # Input that the shell does not read is queued by newer versions of `script`, all of it.
+  limit=$(tool prlimit) && "$limit" --pid "$(cat script)" --data="$INPUT"
   step=$(($1 < 60 ? ($1 + 3) / 4 : 15)) age=0 idle=0
   while sleep "$step"; do
     age=$((age + step)) idle=$((idle + step))
@@ -190,7 +211,10 @@ resize() {
 }
 
 end() {
-  mkdir -p "$root" && mkdir -m 700 "$here" 2>/dev/null && echo 0 >"$here/ended" # it shall not start any more
+  if mkdir -p "$root" && mkdir -m 700 "$here" 2>/dev/null; then
+    cd "$here" && mkdir readers && mkfifo in && : >log && echo 0 >trimmed && echo 0 >ended
+    return # it shall not start any more
+  fi
   cd "$here" && [ ! -e ended ] || return 0
   if [ -e pid ]; then
     read -r session <pid

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -28,10 +28,13 @@ from typing_extensions import override
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.server import ServerState
 
-from machine_operator.gateway.one_write import OneWrite
 from machine_operator.gateway.problems import Problem
+from machine_operator.gateway.serving.one_write import OneWrite
+from machine_operator.gateway.serving.sockets import Socket, SocketLimits, wants_socket
+from machine_operator.gateway.serving.upgrade import Upgrade
 
 __all__ = ["ConnectionLimits", "GatewayProtocol"]
 
@@ -61,6 +64,8 @@ class ConnectionLimits:
         linger_seconds: how long what still comes is dropped before the connection is closed.
         linger_bytes: how much of it.
         connections: at the same time; whoever comes later is told 503.
+        early_bytes: sent before the answer to the handshake of a WebSocket.
+        sockets: of WebSockets.
     """
 
     head_bytes: int = 32 * 1024
@@ -72,6 +77,8 @@ class ConnectionLimits:
     linger_seconds: float = 2.0
     linger_bytes: int = 4 * 1024 * 1024
     connections: int = 16384
+    early_bytes: int = 64 * 1024
+    sockets: SocketLimits = field(default_factory=SocketLimits)
 
 
 class _Refused(Exception):
@@ -109,6 +116,9 @@ class GatewayProtocol(HttpToolsProtocol):
         self._deaf = False  # what still comes is not looked at
         self._dropped = 0
         self._parting = False
+        self._early: bytearray | None = (
+            None  # the last request may become a WebSocket; what came after it
+        )
         self._timer: asyncio.TimerHandle | None = None  # for the head, later for the end
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -141,15 +151,18 @@ class GatewayProtocol(HttpToolsProtocol):
             if self._dropped > self._limits.linger_bytes:
                 self.transport.abort()
             return
+        if self._early is not None:
+            self._take_early(data)
+            return
         self._unset_keepalive_if_required()
         self._silent += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
             self._refuse(self._refusal or 400)
-        except httptools.HttpParserUpgrade:
-            if self._should_upgrade():
-                self.handle_websocket_upgrade()
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._early is not None:
+                self._take_early(data[upgrade.args[0] :])
             else:  # answered as if nothing had been said of another protocol
                 self._last_one()
         else:
@@ -209,6 +222,14 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.get_http_version() not in ("1.1", "1.0"):
             self._stop(505)
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if (
+            self.parser.should_upgrade()
+            and not self._has_body
+            and wants_socket(method, version, self.headers)
+        ):
+            self.scope["type"] = "websocket"  # type: ignore[typeddict-item]
+            self._early = bytearray()
         super().on_headers_complete()
         self._in_head = self._begun = False
         self._silent = 0
@@ -230,7 +251,12 @@ class GatewayProtocol(HttpToolsProtocol):
     @override
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         # Only the latest request can have a body that is not here yet.
-        if self._has_body and cycle is self.cycle:
+        scope: Mapping[str, Any] = cycle.scope
+        if scope["type"] == "websocket":
+            cycle.keep_alive = False
+            cycle.transport = _Exit(self, early=True)  # type: ignore[assignment]
+            app = Upgrade(self, cycle, app)
+        elif self._has_body and cycle is self.cycle:
             cycle.transport = _Exit(self)  # type: ignore[assignment]
             app = _told_to_close(app, cycle)
         cycle.transport = OneWrite(cycle)  # type: ignore[assignment]
@@ -251,6 +277,39 @@ class GatewayProtocol(HttpToolsProtocol):
         super().timeout_keep_alive_handler()
         self._watch_close()
 
+    # ---- WebSockets
+
+    def become_socket(self, answer: bytes) -> Socket:
+        """Answer the request under way with a 101, and leave the connection to a WebSocket.
+
+        Raises:
+            OSError: the client has gone.
+        """
+        if self.transport.is_closing() or self._parting:
+            raise ClientDisconnected
+        self._disarm()
+        self._unset_keepalive_if_required()
+        connections: set[Any] = self.connections
+        socket = Socket(self.transport, limits=self._limits.sockets, on_end=connections.discard)
+        connections.discard(self)
+        connections.add(socket)
+        self.transport.set_protocol(socket)
+        self.transport.write(answer)
+        if self.flow.write_paused:
+            socket.pause_writing()
+        self._deaf = self._parting = True  # nothing is left to be done here
+        early, self._early = self._early, None
+        self.flow.resume_reading()
+        if early:
+            socket.data_received(bytes(early))
+        return socket
+
+    def _take_early(self, data: bytes) -> None:
+        """A client that does not wait for the answer to its handshake."""
+        early = self._early = (self._early or bytearray()) + data
+        if len(early) > self._limits.early_bytes:
+            self.transport.abort()
+
     # ---- ends
 
     def part(self) -> None:
@@ -258,6 +317,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or self._parting:
             return
         self._deaf = True
+        self._early = None
         self.flow.resume_reading()
         if not self.transport.can_write_eof():
             self.transport.close()
@@ -350,13 +410,14 @@ class GatewayProtocol(HttpToolsProtocol):
 class _Exit:
     """The transport, for the answer to a request of which some may still be coming."""
 
-    def __init__(self, protocol: GatewayProtocol) -> None:
+    def __init__(self, protocol: GatewayProtocol, *, early: bool = False) -> None:
         self._protocol = protocol
+        self._early = early
         self.write = protocol.transport.write
         self.is_closing = protocol.transport.is_closing
 
     def close(self) -> None:
-        if self._protocol.cycle.more_body:
+        if self._early or self._protocol.cycle.more_body:
             self._protocol.part()
         else:
             self._protocol.transport.close()

@@ -27,7 +27,7 @@ from typing import Any, Final, cast
 import uvicorn
 from typing_extensions import override
 
-from machine_operator.gateway.protocol import ConnectionLimits, GatewayProtocol
+from machine_operator.gateway.serving.protocol import ConnectionLimits, GatewayProtocol
 
 __all__ = ["GatewayServer", "serve"]
 

@@ -1,0 +1,1 @@
+"""Executions: commands in machines, and what becomes of them."""

@@ -1,0 +1,1 @@
+"""Previews: what a port of a machine serves, seen from outside."""

@@ -1,0 +1,1 @@
+"""The SSH gateway, and the sessions that let people in."""

@@ -1,0 +1,1 @@
+"""Terminals: shells in machines, over WebSockets."""
