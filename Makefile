@@ -29,14 +29,14 @@ test-fast: $(STAMP) ## Run only the tests that need no cluster
 	$(BIN)/pytest -m "not cluster"
 
 lint: $(STAMP) ## Check format, style, types and layers
-	$(BIN)/ruff format --check operator tests bench scripts/machine-docs scripts/lifecycle-docs
-	$(BIN)/ruff check operator tests bench scripts/machine-docs scripts/lifecycle-docs
+	$(BIN)/ruff format --check operator tests bench examples scripts/machine-docs scripts/lifecycle-docs
+	$(BIN)/ruff check operator tests bench examples scripts/machine-docs scripts/lifecycle-docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP) ## Format the code
-	$(BIN)/ruff format operator tests bench scripts/machine-docs scripts/lifecycle-docs
-	$(BIN)/ruff check --fix --select I operator tests bench scripts/machine-docs scripts/lifecycle-docs
+	$(BIN)/ruff format operator tests bench examples scripts/machine-docs scripts/lifecycle-docs
+	$(BIN)/ruff check --fix --select I operator tests bench examples scripts/machine-docs scripts/lifecycle-docs
 
 crds: $(STAMP) ## Write the CRDs again from the models
 	$(BIN)/machine-operator crds > crds/machines.yaml

@@ -310,7 +310,8 @@ async def test_a_silent_program_with_something_behind_it(machine: Machine, tmp_p
     # Not a child that anybody waits for, and in a session of its own.
     job = machine.job("/usr/bin/setsid", "-f", *shell(later))
     await machine.runner.start(job)
-    assert await machine.end(job, timeout=10) == exited(0)
+    ended = await machine.end(job, timeout=10)
+    assert (ended, await machine.read(job)) == (exited(0), b"")
     (tmp_path / "gate").touch()
     await until((tmp_path / "done").exists)
 

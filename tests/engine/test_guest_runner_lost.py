@@ -197,7 +197,8 @@ async def test_what_is_left_of_slots_goes_with_the_connection(
     artifacts = server.artifacts
     await until(lambda: len(list(artifacts.iterdir())) > 1)
     await gateways[0].close()
-    await until(lambda: len(list(artifacts.iterdir())) == 1, within=20)
+    await until(lambda: server.jobs() == [], within=20)
+    assert len(list(artifacts.iterdir())) == 1
     assert len([path for path in server.spool.iterdir() if path.is_fifo()]) == 3
 
 

@@ -181,7 +181,8 @@ class SshServer:
         assert self._process is not None
         pids = _sshd_below(self._process.pid)
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         try:
             yield
         finally:

@@ -78,6 +78,29 @@ class Inside:
     previews: Previews
     ssh: SshGateway | None
 
+    def counts(self) -> dict[str, int]:
+        """What there is now, by kind."""
+        return {
+            "connections": len(self.guests),
+            "executions": len(self.executions),
+            "terminals": len(self.terminals.live),
+            "wakes_waiting": self.access.wakes.waiting,
+            "wakes_under_way": self.access.wakes.rising,
+            "machines_in_use": len(self.access.activity),
+        }
+
+    def totals(self) -> dict[str, int]:
+        """What has been done so far."""
+        wakes, activity = self.access.wakes, self.access.activity
+        return {
+            "wakes_asked": wakes.asked,
+            "wakes_coalesced": wakes.coalesced,
+            "wakes_refused": wakes.refused,
+            "wakes_failed": wakes.failures,
+            "activity_writes": activity.writes,
+            "activity_failures": activity.failures,
+        }
+
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What has to run beside the server, by name; each ends only with the process."""
         tasks = {

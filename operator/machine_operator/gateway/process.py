@@ -173,6 +173,9 @@ class _Process:
             return None
         inside = open_inside(shared, load_credentials(self._settings.credentials))
         stack.push_async_callback(inside.guests.close)
+        self._metrics.inside.values = inside.counts
+        self._metrics.entries.values = inside.totals
+        inside.access.on_connect = self._metrics.connects.observe
         for name, work in inside.tasks().items():
             stack.push_async_callback(_end, self._beside(name, work))
         return inside

@@ -102,7 +102,7 @@ class Guests:
             keepalive: seconds of silence after which the guest is asked for a sign of life.
             on_connected: is told how many seconds a connection took, with the login.
         """
-        # asyncssh wants the name of the user that we run as, though nothing depends on it; in a container there is none.
+        # asyncssh wants the name of the user that we run as, though nothing depends on it; a container may have none.
         os.environ.setdefault("LOGNAME", "gateway")
         self._dialer = dialer
         self._user_authority = user_authority
@@ -113,6 +113,10 @@ class Guests:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
+
+    def __len__(self) -> int:
+        """Connections, those that are being made included."""
+        return len(self._entries)
 
     async def connect(self, target: GuestTarget) -> Guest:
         """The guest, connected: at once where it is, else as soon as one attempt, shared by all who ask, succeeds.

@@ -23,6 +23,8 @@ class GatewayMetrics:
         under_way: requests that are being answered.
         machines: asked for the number of machines in the cache.
         behind: asked for the seconds since contact to the API server was lost, by kind.
+        inside: asked for what leads into machines now, by kind.
+        entries: asked for what has been done for that, by kind.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -61,6 +63,26 @@ class GatewayMetrics:
             "machine_operator_gateway_cache_behind_seconds",
             "Seconds since contact to the API server was lost, by kind; 0 while all is well.",
             label="kind",
+        )
+
+        self.inside = Asked(
+            registry,
+            "machine_operator_gateway_inside",
+            "What leads into machines now, by kind.",
+            label="kind",
+        )
+        self.entries = Asked(
+            registry,
+            "machine_operator_gateway_entries",
+            "Wakes, and writes of activity, by what became of them.",
+            label="what",
+            kind="counter",
+        )
+        self.connects = Histogram(
+            "machine_operator_gateway_guest_connect_seconds",
+            "Until a guest had let the gateway in, from the first attempt on.",
+            buckets=_SECONDS,
+            registry=registry,
         )
 
     def answered(self, route: str, method: str, code: int, *, seconds: float) -> None:

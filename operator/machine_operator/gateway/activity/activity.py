@@ -2,7 +2,7 @@
 
 Each replica applies its own part under its own field manager: one hold for each kind of use and machine, named
 `<replica>.<kind>`, and the last touch, which whoever writes last takes over. `uses.py` tells when; here it is done: one
-heap of what is due, and a few writes at a time (`activity_writes.py`).
+heap of what is due, and a few writes at a time (`writes.py`).
 """
 
 from __future__ import annotations

@@ -116,6 +116,10 @@ class Executions:
         self._unknown: set[str] = set()
         machines.observers.append(self._crew.changed)
 
+    def __len__(self) -> int:
+        """Those that run, or wait for their turn, on this gateway."""
+        return self._crew.lines.active
+
     # ---- for requests
 
     async def create(

@@ -53,6 +53,7 @@ written() {
 fill() {
   first=$((planned + 1)) planned=$((planned + $1))
   { make_slots "$first" "$planned" && say filled "$first" "$planned"; } </dev/null &
+  filler=$!
 }
 
 make_slots() {
@@ -247,7 +248,7 @@ finish() {
 # Nothing has been written when the program ended, so here is just the end of the pipe. Else something that it left
 # behind still has it, and may write. Not 0: that is so. To wait for it here would be wrong: it may write to the other.
 glance() {
-  woken=''
+  woken='' line='' # busybox leaves it as it was when a signal comes
   # shellcheck disable=SC3045 # that is bash, which goes on reading when a signal has come
   if [ -n "$control" ]; then IFS= read -r -t 0.2 line; else IFS= read -r line; fi
   seen=$?
@@ -377,6 +378,7 @@ forget() {
 
 # What it has started goes on. What is over its time is ended here: nobody else might come.
 guard() {
+  [ -z "$filler" ] || wait "$filler"
   for entry in "$spool/$token"-*.1; do
     entry=${entry%.1}
     [ -e "$entry.say" ] || set -- "$@" "$entry.1" "$entry.2" "$entry.3" "$artifacts/${entry##*/}"
@@ -418,7 +420,7 @@ first() {
 # serve SPOOL ARTIFACTS TOKEN PATIENCE
 serve() {
   spool=$1 artifacts=$2 token=$3 patience=$4
-  planned=0 slots='' ifs=$IFS control='' setsid='' applets='' reset=''
+  planned=0 slots='' filler='' ifs=$IFS control='' setsid='' applets='' reset=''
   newline='
 '
   umask 077
