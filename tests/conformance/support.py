@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import signal
@@ -108,8 +109,14 @@ class Rest:
             aiohttp.ClientError: there was no answer.
         """
         named = {name.replace("_", "-"): value for name, value in headers.items()}
+        sent = self._headers | named
+        data = None
+        if body is not None:
+            # As a stream: the client warns of large bodies.
+            data = io.BytesIO(json.dumps(body).encode())
+            sent["Content-Type"] = "application/json"
         async with self._session.request(
-            method, self._base + path, json=body, headers=self._headers | named
+            method, self._base + path, data=data, headers=sent
         ) as response:
             return Answer(response.status, response.headers, await response.read())
 

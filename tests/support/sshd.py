@@ -198,7 +198,9 @@ class SshServer:
     def runners(self) -> list[int]:
         """The runners that serve connections, without the keepers of their jobs."""
         parents = {
-            pid: int(_read(pid, "stat").rpartition(b")")[2].split()[1]) for pid in self.jobs()
+            pid: int(stat.rpartition(b")")[2].split()[1])
+            for pid in self.jobs()
+            if (stat := _read(pid, "stat"))  # else it has just ended
         }
         mark = self.places.spool.encode()
         return [

@@ -9,6 +9,7 @@ or user decides nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _TRIES: Final = 12
 """Failed tries to log in. `ssh` with an agent full of keys makes six."""
+_LINGER: Final = 0.5
+"""Seconds in which who was told to go may read why."""
 _REQUESTS: Final = 64
 """Requests that may wait for a machine to wake."""
 
@@ -91,8 +94,24 @@ class SshConnection(asyncssh.SSHServerConnection):
             )
 
     @override
+    def _force_close(self, exc: Exception | None) -> None:
+        """The connection ends. asyncssh aborts it, and the reset would overtake the reason that was just sent."""
+        transport = self._transport
+        if transport is None or not isinstance(exc, asyncssh.DisconnectError):
+            super()._force_close(exc)
+            return
+        self._transport = None
+        with contextlib.suppress(OSError):  # they have gone themselves
+            transport.write_eof()
+        loop = asyncio.get_running_loop()
+        loop.call_later(_LINGER, transport.abort)
+        loop.call_soon(self._cleanup, exc)
+
+    @override
     def data_received(self, data: bytes, datatype: int | None = None) -> None:
         """Something came. asyncssh lets requests wait behind one that takes its time, without end."""
+        if self._transport is None:
+            return  # they have been told to go
         super().data_received(data, datatype)
         if len(self._global_request_queue) > _REQUESTS:
             self.disconnect(asyncssh.DISC_PROTOCOL_ERROR, "too many requests at once")
@@ -131,6 +150,7 @@ class SshClient(asyncssh.SSHServer):
         self._way: Way | None = None
         self._channels: Channels | None = None
         self._leaving: asyncio.Task[None] | None = None
+        self._reason = "not logged in"
 
     @property
     def farewell(self) -> str | None:
@@ -145,6 +165,7 @@ class SshClient(asyncssh.SSHServer):
     def cut(self, reason: str) -> None:
         """End the connection; `ssh` shows the reason."""
         if self._leaving is None:
+            self._reason = reason
             self._leaving = self.connection.create_task(_disconnect(reason))
 
     # ---- the connection
@@ -195,7 +216,10 @@ class SshClient(asyncssh.SSHServer):
 
     @override
     def session_requested(self) -> Any:
-        return False if self._channels is None else self._channels.session()
+        if self._channels is None:
+            # What they ask for may be answered before they are told to go, and is the last thing that `ssh` shows then.
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, self._reason)
+        return self._channels.session()
 
     @override
     def connection_requested(
