@@ -33,6 +33,11 @@ def real_cluster() -> Iterator[Cluster]:
     with fresh_cluster("test-rest-qemu", qemu=True) as cluster:
         cluster.up()
         yield cluster
+        # What had to be started again has been lost for a moment, whether a test noticed or not.
+        restarts = {
+            name: component["restarts"] for name, component in cluster.state()["components"].items()
+        }
+        assert not any(restarts.values()), restarts
 
 
 @pytest.fixture(scope="session")

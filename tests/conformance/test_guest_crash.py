@@ -117,15 +117,16 @@ async def read_until(socket: aiohttp.ClientWebSocketResponse, mark: str) -> str:
     return seen.decode().replace("\r\n", "\n")
 
 
-@pytest.fixture
-def gateway(real_cluster: Cluster, tmp_path: Path) -> Any:
-    """A gateway of the test's own beside the cluster's."""
+@pytest.fixture(params=["portforward"])
+def gateway(real_cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+    """A gateway of the test's own beside the cluster's; the parameter is the way that it goes."""
     settings = real_cluster.settings
     made = GatewayProcess(
         real_cluster,
         tmp_path / "gateway-killed.log",
         f"sqlite:///{tmp_path}/gateway.db",
         (
+            f"--guest-dialer={request.param}",
             f"--credentials={real_cluster.paths.pki}",
             f"--guest-port={settings.ssh_port}",
             f"--artifacts=file://{tmp_path}/artifacts",
@@ -221,3 +222,24 @@ async def check_upload(inside: Inside, path: str, *, digest: str) -> None:
         async for chunk in response.content.iter_any():
             found.update(chunk)
     assert digest == artifact["sha256"] == found.hexdigest()
+
+
+@pytest.mark.parametrize("gateway", ["address"], indirect=True)
+def test_the_straight_way_leads_in_too(real_cluster: Cluster, gateway: GatewayProcess) -> None:
+    key = make_key(real_cluster, "default")
+    gateway.up()
+
+    async def story() -> None:
+        async with Rest.open(gateway.base, key) as api, aiohttp.ClientSession() as session:
+            made = await api.call("POST", "/v1/machines", _SIZES)
+            inside = Inside(api, session, made.body["machine_id"])
+            try:
+                path = await inside.run("echo straight; cat /etc/hostname")
+                assert (await inside.ended(path))["status"] == "succeeded"
+                output = await inside.get(f"{path}/output")
+                assert output["stdout"] == f"straight\n{made.body['machine_id']}\n"
+            finally:
+                await api.call("DELETE", inside.path)
+
+    asyncio.run(story())
+    assert gateway.complaints() == []

@@ -20,7 +20,9 @@ __all__ = ["Files"]
 
 T = TypeVar("T")
 
-_CHUNK = 256 * 1024
+_CHUNK = 1024 * 1024
+_BLOCK = 128 * 1024
+"""Of one request; OpenSSH's server gives no more than 255 KiB. A chunk's requests are under way together."""
 _DEADLINE = 30.0
 
 
@@ -52,7 +54,7 @@ class Files:
     ) -> AsyncIterator[bytes]:
         """The same, piece by piece."""
         sftp = await self._session()
-        file = await self._step(path, sftp.open(path, "rb"))
+        file = await self._step(path, sftp.open(path, "rb", block_size=_BLOCK))
         try:
             while length is None or length > 0:
                 want = _CHUNK if length is None else min(length, _CHUNK)

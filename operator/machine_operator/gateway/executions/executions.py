@@ -39,7 +39,7 @@ __all__ = ["Executions", "Pace"]
 
 log = logging.getLogger(__name__)
 
-_COPIES: Final = 64
+_COPIES: Final = 16
 _FULL_MS: Final = 1000
 
 

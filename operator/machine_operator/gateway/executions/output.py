@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["NotOurs", "OutputCopy"]
 
-_READ: Final = 128 * 1024
-_HELD: Final = 256 * 1024
+_READ: Final = 1024 * 1024
+_HELD: Final = 1024 * 1024
 """Bytes that wait for the next transaction."""
 
-_STREAMS: Final[tuple[Literal["stdout", "stderr"], ...]] = ("stdout", "stderr")
+_Stream = Literal["stdout", "stderr"]
+_STREAMS: Final[tuple[_Stream, ...]] = ("stdout", "stderr")
 
 
 class NotOurs(Exception):
@@ -67,8 +68,7 @@ class OutputCopy:
         """
         async with self._room:
             for stream in _STREAMS:
-                while await self._read(runner, stream, upto=self._most, last=False):
-                    pass
+                await self._copy(runner, stream, upto=self._most, whole=False)
             await self._flush()
 
     async def rest(self, runner: Runner, ended: Ended) -> None:
@@ -84,8 +84,7 @@ class OutputCopy:
             for stream in _STREAMS:
                 upto, whole = min(written[stream], self._most), written[stream] <= self._most
                 # Cut off in the midst of a character it would end with one that the program did not write.
-                while await self._read(runner, stream, upto=upto, last=whole):
-                    pass
+                await self._copy(runner, stream, upto=upto, whole=whole)
 
     def totals(self, ended: Ended | None) -> dict[str, Any]:
         """Columns: how much the program wrote and how much of it is kept. Without its end: as far as is known."""
@@ -100,26 +99,40 @@ class OutputCopy:
             **{f"{stream}_truncated": written[stream] > kept[stream] for stream in _STREAMS},
         }
 
-    async def _read(
-        self, runner: Runner, stream: Literal["stdout", "stderr"], *, upto: int, last: bool
-    ) -> bool:
-        """One read; whether there may be more."""
+    async def _copy(self, runner: Runner, stream: _Stream, *, upto: int, whole: bool) -> None:
+        """Copy a stream up to a position, or what there is of it; `whole`: nothing follows then.
+
+        The next piece is on its way while one is written into the store.
+        """
+        ahead: asyncio.Task[bytes] | None = None
+        try:
+            while (offset := self._kept[stream]) < upto:
+                data = await (ahead or self._fetch(runner, stream, upto=upto))
+                self._take(stream, data, final=whole and offset + len(data) >= upto)
+                ahead = None
+                if self._kept[stream] == offset:
+                    return
+                if self._kept[stream] < upto:
+                    ahead = asyncio.create_task(self._fetch(runner, stream, upto=upto))
+                if self._held >= _HELD:
+                    await self._flush()
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
+
+    async def _fetch(self, runner: Runner, stream: _Stream, *, upto: int) -> bytes:
         offset = self._kept[stream]
         limit = min(_READ, upto - offset)
-        if limit <= 0:
-            return False
-        data = await runner.output(self.execution.id, stream, offset=offset, limit=limit)
+        return await runner.output(self.execution.id, stream, offset=offset, limit=limit)
+
+    def _take(self, stream: _Stream, data: bytes, *, final: bool) -> None:
         at = self._records.clock()
-        final = last and offset + len(data) >= upto
         for piece in pieces(data, last=final):
             sequence = self.execution.sequence + len(self.events) + 1
             self.events.append(Event(sequence, stream, at, chunk=piece))
             self._kept[stream] += len(piece)
             self._held += len(piece)
-        moved = self._kept[stream] > offset
-        if self._held >= _HELD:
-            await self._flush()
-        return moved and self._kept[stream] < upto
 
     async def _flush(self) -> None:
         if not self.events:

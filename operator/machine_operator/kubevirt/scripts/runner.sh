@@ -276,10 +276,14 @@ drain() {
     [ "$silent" != 1 ] || ! glance "$1" || end=end
   fi
   [ ! -s "$part" ] || total=$(wc -c <"$part")
+  # Small blocks first: each read counts as one however little it brings, and most programs write little.
+  size=8192
   while [ -z "$end" ] && [ "$total" -lt "$kept" ]; do
-    blocks=$(((kept - total + 8191) / 8192))
-    statistics=$(LC_ALL=C dd bs=8192 count="$blocks" 2>&1 >>"$part")
+    blocks=$(((kept - total + size - 1) / size))
+    [ "$blocks" -le 128 ] || blocks=128
+    statistics=$(LC_ALL=C dd bs=$size count="$blocks" 2>&1 >>"$part")
     understand
+    [ "$total" -lt 65536 ] || size=65536
   done
   case $end in
     '' | failed)
@@ -310,7 +314,7 @@ understand() {
   esac
   total=$((total + bytes))
   if [ -n "$end" ]; then
-    total=$((total + 8192 * full - bytes / 8192 * 8192)) # what it had read already
+    total=$((total + size * full - bytes / size * size)) # what it had read already
   elif [ $((full + partial)) -lt "$blocks" ]; then
     end=end
   fi
