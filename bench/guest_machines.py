@@ -78,10 +78,11 @@ class Inside:
             found: dict[str, Any] = json.loads(text)
         return found
 
-    async def make(self) -> Machine:
-        """A new machine, once it runs."""
+    async def create(self) -> str:
+        """A new machine."""
         made = await self.call("POST", "/v1/machines", SPEC)
-        return await self.running(made["machine_id"])
+        machine_id: str = made["machine_id"]
+        return machine_id
 
     async def running(self, machine_id: str) -> Machine:
         """A machine, once it runs."""
@@ -96,28 +97,31 @@ class Inside:
         status = json.loads(text)["status"]
         return Machine(machine_id, status["vm"]["name"], status["addresses"][0])
 
-    async def destroy(self, machines: Sequence[Machine]) -> None:
-        """Away with them; returns when their guests have ended."""
-        for machine in machines:
-            await self.call("DELETE", machine.path)
+    async def destroy(self, ids: Sequence[str]) -> None:
+        """Away with them."""
+        paths = [f"/v1/machines/{one}" for one in ids]
+        for path in paths:
+            await self.call("DELETE", path)
         deadline = time.monotonic() + _LIMIT
-        for machine in machines:
-            while (seen := await self.call("GET", machine.path))["phase"] != "destroyed":
+        for path in paths:
+            while (seen := await self.call("GET", path))["phase"] != "destroyed":
                 if time.monotonic() > deadline:
-                    raise BenchError(f"{machine.id} is not gone: {seen}")
+                    raise BenchError(f"{path} is not gone: {seen}")
                 await asyncio.sleep(0.1)
 
     @asynccontextmanager
     async def machines(self, count: int = 1) -> AsyncIterator[list[Machine]]:
         """New machines, for as long as the block runs."""
+        begun: list[str] = []
         made: list[Machine] = []
         try:
             while len(made) < count:
                 some = min(4, count - len(made))
-                made += await asyncio.gather(*(self.make() for _ in range(some)))
+                begun += await asyncio.gather(*(self.create() for _ in range(some)))
+                made += await asyncio.gather(*(self.running(one) for one in begun[-some:]))
             yield made
         finally:
-            await self.destroy(made)
+            await self.destroy(begun)
 
     async def begin(self, machine_id: str, *command: str, timeout_ms: int = 0) -> str:
         """A new execution; its path."""
