@@ -23,7 +23,8 @@ from machine_operator.gateway.credentials import Credentials, load_credentials
 
 __all__ = ["SPEC", "Inside", "Machine", "inside"]
 
-SPEC: dict[str, Any] = {"vcpu": 1, "memory_mib": 256, "storage_gib": 1, "autosleep": "never"}
+# Half a processor's share: the node of two has room for twenty of them.
+SPEC: dict[str, Any] = {"vcpu": 0.5, "memory_mib": 256, "storage_gib": 1, "autosleep": "never"}
 
 _ENDED = ("succeeded", "failed", "cancelled", "expired")
 _LIMIT = 120.0

@@ -26,10 +26,7 @@ async def measure(report: Report, world: Inside, *, repeats: int) -> None:
     )
     await keygen.wait()
     times: dict[str, list[float]] = {"bare": [], "create": [], "wake": []}
-    while (
-        world.cluster.guests()
-    ):  # of the part before; a machine is destroyed some moments before its QEMU has ended
-        await asyncio.sleep(0.2)
+    await _alone(world)
     async with watching(world.cluster) as timeline:
         bench = BootBench(world.cluster, timeline, directory=directory, key=key)
         plan = await template(bench)
