@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.support import Cluster, run, until
-from tests.conformance.support import GatewayProcess, Rest
+from tests.conformance.support import GatewayProcess, Rest, free_port
 
 pytestmark = pytest.mark.cluster
 
@@ -92,7 +92,12 @@ async def target(
     """A gateway of the test's own, two machines, and afterwards none."""
     template = tmp_path / "quota.yaml"
     template.write_text(_QUOTA)
-    gateway = gateways(*RATES, f"--org-template={template}").up()
+    inside = (
+        f"--credentials={rest_cluster.paths.pki}",
+        f"--artifacts=file://{tmp_path}/artifacts",
+        f"--ssh-address=127.0.0.1:{free_port()}",
+    )
+    gateway = gateways(*RATES, f"--org-template={template}", *inside).up()
     async with Rest.open(gateway.base, key) as rest:
         machine, doomed = [
             (await rest.create(name)).body["machine_id"] for name in ("stays", "goes")
