@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,6 +21,7 @@ from machine_operator.gateway.dcs.executions import execution_routes
 from machine_operator.gateway.executions.context import Patience
 from machine_operator.gateway.executions.executions import Executions, Pace
 from machine_operator.gateway.tokens import Tokens
+from machine_operator.store.database import Timeouts
 from tests.support.asgi import Answer
 from tests.support.gateway import Cluster, Replica, TearableDatabase, until
 from tests.support.guests import Boot, FakeGuests, GuestWorld
@@ -39,6 +41,9 @@ FAST = Patience(
     longest_retry=0.05,
 )
 QUICK = Pace(round=0.02, lease=15.0, cancelling=2.0, waking=900.0, sweep=60.0, forget=1.0)
+
+_PATIENT = Timeouts(statement=8.0, queue=8.0)
+"""Several gateways on one file, on a computer that does other things too."""
 
 
 class Death:
@@ -145,6 +150,10 @@ class Node:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        # The kernel closes a dead process's files, and so ends its transactions; here somebody has to.
+        gc.collect()
+        await asyncio.sleep(0)
+        await self.database.close()
 
     async def stop(self) -> None:
         """As SIGTERM does."""
@@ -177,7 +186,7 @@ class Scene:
         settings = {"artifacts": self.blobs, "activity_window": 1.0, "drain": 0.2, **changed}
         async with AsyncExitStack() as stack:
             replica = await stack.enter_async_context(self.cluster.gateway(**settings))
-            database = await MortalDatabase.open(self.url)
+            database = await MortalDatabase.open(self.url, timeouts=_PATIENT)
             stack.push_async_callback(database.close)
             assert isinstance(database, MortalDatabase)
             database.death = death

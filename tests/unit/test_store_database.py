@@ -24,8 +24,10 @@ SHORT = Timeouts(connect=0.3, statement=0.1, queue=0.2, migration=5)
 
 
 @asynccontextmanager
-async def opened(url: str, *, migrate: bool = True) -> AsyncIterator[Database]:
-    database = await Database.open(url, migrate=migrate, timeouts=SHORT)
+async def opened(
+    url: str, *, migrate: bool = True, timeouts: Timeouts = SHORT
+) -> AsyncIterator[Database]:
+    database = await Database.open(url, migrate=migrate, timeouts=timeouts)
     try:
         yield database
     finally:
@@ -55,7 +57,8 @@ class TestSchema:
             assert await connection.run_sync(schema.differences) == []
 
     async def test_there_and_back_leaves_nothing(self, empty_url):
-        async with opened(empty_url) as database:
+        # All migrations in one transaction: between two statements Alembic thinks for a while.
+        async with opened(empty_url, timeouts=Timeouts(statement=30.0)) as database:
             await WriteMarks(database).raise_to("acme", 3)
             async with database.transaction() as connection:
                 await connection.run_sync(schema.downgrade)

@@ -69,6 +69,9 @@ def use_all_of_the_gateway(metrics: GatewayMetrics) -> None:
     metrics.answered("/v1/machines", "GET", 200, seconds=0.001)
     metrics.machines.values = lambda: {"machines": 3.0}
     metrics.behind.values = lambda: {"machines": 0.0}
+    metrics.inside.values = lambda: {"connections": 1}
+    metrics.entries.values = lambda: {"wakes_asked": 1}
+    metrics.connects.observe(0.1)
 
 
 def test_the_queue_tells_its_story(counts: Counts) -> None:
