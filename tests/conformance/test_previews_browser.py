@@ -9,14 +9,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import playwright.async_api as playwright
 import pytest
 from aiohttp import WSMsgType, web
 
 from machine_operator.api.phases import DesiredState
 from tests.support.gateway import until
 from tests.support.previews import Site, preview_site, service
-
-playwright = pytest.importorskip("playwright.async_api")
 
 _CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 _DOMAIN = "previews.localhost"

@@ -284,7 +284,6 @@ def test_places_that_are_none(url: str) -> None:
 
 
 def test_a_bucket_without_its_package_is_a_sentence() -> None:
-    pytest.importorskip("fsspec")
     try:
         import s3fs  # type: ignore[import-not-found]  # noqa: F401, PLC0415
     except ImportError:

@@ -29,6 +29,7 @@ __all__ = [
     "machine_not_found",
     "method_not_allowed",
     "no_such_route",
+    "no_way_inside",
     "org_mismatch",
     "over_capacity",
     "quota_exceeded",
@@ -230,6 +231,13 @@ def over_capacity(field: str, limit: float) -> Problem:
     """400: `field` is a legal size, but more than the `limit` that machines may have here."""
     fault = Fault(f"body.{field}", f"must be at most {limit:.15g}")
     return Problem(400, f"{field} exceeds capacity", faults=(fault,))
+
+
+def no_way_inside() -> Problem:
+    """501: the gateway has no credentials for machines."""
+    return Problem(
+        501, "there is no way into machines here: the gateway's administrator sets credentials"
+    )
 
 
 def internal(request_id: str) -> Problem:

@@ -35,7 +35,6 @@ class UseKind(StrEnum):
     TERMINAL = "terminal"
     SSH = "ssh"
     PREVIEW = "preview"
-    PORT_FORWARD = "portforward"
 
     @property
     def survives(self) -> bool:

@@ -34,7 +34,7 @@ from machine_operator.gateway.dcs.frame import (
 )
 from machine_operator.gateway.dcs.models import stamp
 from machine_operator.gateway.dcs.requests import refuse_body
-from machine_operator.gateway.failures import store_unavailable
+from machine_operator.gateway.failures import no_way_inside, store_unavailable
 from machine_operator.gateway.gateway import Gateway
 from machine_operator.gateway.idempotency import Answer
 from machine_operator.gateway.idempotency import Request as Repeatable
@@ -98,7 +98,7 @@ class _Artifacts:
     @property
     def artifacts(self) -> Artifacts:
         if self.service is None:
-            raise Problem(501, "there is no way into machines here: the gateway has no credentials")
+            raise no_way_inside()
         return self.service
 
     async def list(self, request: Request) -> Response:

@@ -39,7 +39,7 @@ from machine_operator.gateway.dcs.frame import (
 from machine_operator.gateway.dcs.models import stamp
 from machine_operator.gateway.dcs.requests import read_request, refuse_body
 from machine_operator.gateway.executions.executions import Executions
-from machine_operator.gateway.failures import store_unavailable, unprocessable
+from machine_operator.gateway.failures import no_way_inside, store_unavailable, unprocessable
 from machine_operator.gateway.gateway import Gateway
 from machine_operator.gateway.idempotency import Answer
 from machine_operator.gateway.idempotency import Request as Repeatable
@@ -138,7 +138,7 @@ class _Executions:
     @property
     def executions(self) -> Executions:
         if self.service is None:
-            raise Problem(501, "there is no way into machines here: the gateway has no credentials")
+            raise no_way_inside()
         return self.service
 
     # ---- reads

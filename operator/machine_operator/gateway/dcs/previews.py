@@ -37,7 +37,7 @@ from machine_operator.gateway.dcs.preview_models import (
     PreviewResponse,
 )
 from machine_operator.gateway.dcs.requests import read_request, refuse_body
-from machine_operator.gateway.failures import store_unavailable
+from machine_operator.gateway.failures import no_way_inside, store_unavailable
 from machine_operator.gateway.gateway import Gateway
 from machine_operator.gateway.previews.previews import Previews
 from machine_operator.gateway.problems import Problem, bounded
@@ -245,9 +245,7 @@ class _Routes:
 
     def _service(self) -> Previews:
         if self.previews is None:
-            raise Problem(
-                501, "there is no way into machines here: its administrator sets credentials"
-            )
+            raise no_way_inside()
         return self.previews
 
 

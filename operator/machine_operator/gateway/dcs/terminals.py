@@ -39,6 +39,7 @@ from machine_operator.gateway.dcs.terminal_models import (
 )
 from machine_operator.gateway.failures import (
     auth_invalid,
+    no_way_inside,
     runtime_unavailable,
     store_unavailable,
     terminal_not_ready,
@@ -62,7 +63,6 @@ log = logging.getLogger(__name__)
 _PATH: Final = "/v1/machines/{machine_id:segment}/terminals"
 _ONE: Final = f"{_PATH}/{{terminal_id:segment}}"
 _STREAM: Final = f"{_ONE}/stream"
-_NONE: Final = "there is no way into machines here: the gateway's administrator sets credentials"
 
 openapi.register(CreateTerminalRequest, TerminalListResponse, TerminalResponse)
 
@@ -257,7 +257,7 @@ class _Terminals:
 
     def _service(self) -> Terminals:
         if self.terminals is None:
-            raise Problem(501, _NONE)
+            raise no_way_inside()
         return self.terminals
 
     def _body(self, request: Request, terminal: Terminal, asked: Asked) -> dict[str, Any]:
