@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LOCAL  := $(BIN)/machine-operator local
+# Tests without a cluster mostly wait: they run beside those that have one.
+BESIDE := --numprocesses 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop clean test test-fast lint format lock crds docs bench-local bench-controller bench-gateway bench-guest bench-from-nothing packages
@@ -23,10 +25,10 @@ clean: ## Remove the local cluster with its data, and the virtual environment; t
 
 test: $(STAMP) ## Run the whole test suite, on a local cluster of its own
 	@scripts/system-packages --test
-	$(BIN)/pytest
+	$(BIN)/pytest $(BESIDE)
 
 test-fast: $(STAMP) ## Run only the tests that need no cluster
-	$(BIN)/pytest -m "not cluster"
+	$(BIN)/pytest $(BESIDE) -m "not cluster"
 
 lint: $(STAMP) ## Check format, style, types and layers
 	$(BIN)/ruff format --check operator tests bench examples scripts/machine-docs scripts/lifecycle-docs

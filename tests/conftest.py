@@ -1,9 +1,10 @@
-"""At the end of a run: how long each part of the suite took, and what the exploring tests went through."""
+"""What all parts of the suite share: side by side with xdist, and a table of them at the end of a run."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,9 +15,40 @@ from tests.support import tally
 settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ours")
 
+_CLUSTER_LIMIT = 300.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` one process has the clusters; the others run what needs none beside it.
+
+    The tests of clusters are limited, not their fixtures: on a fresh computer the first one builds the control plane
+    for minutes.
+    """
+    for item in items:
+        if item.get_closest_marker("cluster") is None:
+            continue
+        item.add_marker(pytest.mark.xdist_group("clusters"))
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_CLUSTER_LIMIT, func_only=True))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of several tells the first one what it counted."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["tally"] = tally.totals()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Which takes it over."""
+    counted: dict[str, int] = getattr(node, "workeroutput", {}).get("tally", {})
+    for kind, number in counted.items():
+        tally.count(kind, number)
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A table of the parts (`tests/NAME/`), slowest first."""
+    """How long each part of the suite took (`tests/NAME/`), slowest first, and what exploring tests went through."""
     seconds: dict[str, float] = defaultdict(float)
     tests: dict[str, int] = defaultdict(int)
     for reports in terminalreporter.stats.values():

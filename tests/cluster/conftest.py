@@ -20,7 +20,6 @@ from machine_operator.local.paths import cluster_paths
 from tests.cluster.support import IMPATIENT, Cluster, Completed, Machine
 
 _LOCK_LIMIT = 1800.0
-_TEST_LIMIT = 300.0
 
 
 @contextmanager
@@ -96,14 +95,6 @@ def namespace(cluster: Cluster) -> Iterator[str]:
 def machine(cluster: Cluster, namespace: str) -> Machine:
     """A machine `hello` of the smallest sizes, not yet applied."""
     return Machine(cluster, namespace)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Limit the tests, not the fixtures: on a fresh computer the first one builds the control plane for minutes."""
-    for item in items:
-        ours = item.path.is_relative_to(Path(__file__).parent)
-        if ours and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(_TEST_LIMIT, func_only=True))
 
 
 @pytest.hookimpl(wrapper=True)

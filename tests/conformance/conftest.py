@@ -16,8 +16,6 @@ from tests.cluster.support import Cluster
 from tests.conformance.environments import client_python
 from tests.conformance.support import GatewayProcess, make_key
 
-_TEST_LIMIT = 240.0
-
 
 @pytest.fixture(scope="session")
 def rest_cluster() -> Iterator[Cluster]:
@@ -105,14 +103,6 @@ def gateways(rest_cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Ga
     yield make
     for gateway in made:
         gateway.stop()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Limit the tests, not the fixtures: on a fresh computer the first one builds the control plane for minutes."""
-    for item in items:
-        ours = item.path.is_relative_to(Path(__file__).parent)
-        if ours and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(_TEST_LIMIT, func_only=True))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -269,6 +269,43 @@ async def test_large_binary_output_is_counted_to_the_byte_and_kept_from_the_begi
     assert size < 3 * KEPT, "the disk of the guest has bounds"
 
 
+SHORT = [
+    b"hello\n",
+    b"no end",
+    b" \t spaces  \\n back\\\\slash \n\n\n",
+    b"cr\r\n\r",
+    b"\xff\xfe \xc3\n\xe2\x82\xac\n",
+    b"\n" * 512,
+    b"x" * 512,
+    b"x" * 513,
+    b"nul\0nul\n\0",
+    b"\0",
+    b"counted job-1 99 99\n",
+]
+
+
+async def test_a_short_output_comes_along_byte_for_byte(machine: Machine, tmp_path: Path) -> None:
+    for data in SHORT:
+        (tmp_path / "data").write_bytes(data)
+        ended, out, err = await machine.run(
+            *shell(f"cat {tmp_path}/data; cat {tmp_path}/data >&2"), kept_bytes=600
+        )
+        assert (out, err) == (data, data)
+        assert ended == exited(0, out=len(data), err=len(data))
+
+
+async def test_for_a_short_output_no_file_is_opened(machine: Machine) -> None:
+    ended, out, err = await machine.run(*shell("echo hello; printf oh >&2"))
+    assert (ended.stdout_bytes, out, err) == (6, b"hello\n", b"oh")
+    assert machine.guest.files.channels == 0
+    job = machine.job("echo", "hello")
+    await machine.runner.start(job)
+    await machine.end(job)
+    assert await machine.runner.output(job.id, "stdout", offset=2, limit=3) == b"llo"
+    assert await machine.runner.output(job.id, "stdout", offset=9, limit=3) == b""
+    assert (await machine.run("echo", "hello", kept_bytes=3))[1] == b"hel"
+
+
 async def test_output_in_small_pieces_is_counted_to_the_byte(machine: Machine) -> None:
     script = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done"
     ended, out, _ = await machine.run(*shell(script), kept_bytes=20_000)

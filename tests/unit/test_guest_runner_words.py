@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from machine_operator.guest.job import Ended, Job, check_id, job_line, quoted
-from machine_operator.guest.spool import Absent, Counts, Gone, Place, Seen, Slots, Starting, parse
+from machine_operator.guest.spool import (
+    Absent,
+    Counts,
+    Gone,
+    Place,
+    Said,
+    Seen,
+    Slots,
+    Starting,
+    parse,
+)
 
 WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 
@@ -105,6 +115,9 @@ def test_a_job_does_not_show_its_secrets() -> None:
             Seen(Place("t-1"), Ended(None, None, "exec_init_rejected: a b: not found")),
         ),
         ("counted j 5 6", "counted", "j", Counts(5, 6)),
+        ("out j a  b\r", "said", "j", Said("stdout", b"a  b\r\n")),
+        ("out j ", "said", "j", Said("stdout", b"\n")),
+        ("err-end j x", "said", "j", Said("stderr", b"x")),
         ("refused j no room", "refused", "j", Gone("exec_init_rejected: no room")),
         ("state j absent", "state", "j", Absent()),
         ("state j starting", "state", "j", Starting()),
@@ -127,6 +140,12 @@ def test_what_the_runner_says(line: str, verb: str, key: str, body: object) -> N
     reply = parse(f"tok {line}".encode(), token="tok")
     assert reply is not None
     assert (reply.verb, reply.key, reply.body) == (verb, key, body)
+
+
+def test_output_is_bytes() -> None:
+    reply = parse(b"tok err j \xff\xfe \0", token="tok")
+    assert reply is not None
+    assert reply.body == Said("stderr", b"\xff\xfe \0\n")
 
 
 def test_a_job_whose_keeper_is_gone_has_failed_for_no_reason_of_its_own() -> None:

@@ -125,7 +125,8 @@ SETTINGS: Final = (
         "artifacts",
         secret_url("file", "memory", "s3"),
         "file:///var/lib/machine-operator/artifacts",
-        "Where artifacts are kept. More than one replica needs a bucket, or a directory that they share.",
+        "Where artifacts are kept. More than one replica needs a directory that they share, or a bucket: "
+        "s3://[KEY:SECRET@]BUCKET/PREFIX[?endpoint_url=…&region=…], with `pip install machine-operator[s3]`.",
     ),
     Setting("artifact_limit_mib", whole(1, 1_048_576), "100", "The largest artifact."),
     Setting("artifact_retention", duration("1m", "1000w"), "1w", "How long artifacts are kept."),

@@ -16,6 +16,8 @@ __all__ = ["Conversation"]
 
 _ANSWER = 30.0
 _SPARE, _REFILL = 8, 32
+_BURST = 4
+"""Jobs that a new runner makes slots for one by one: the first output should not wait for slots of others."""
 
 
 class Conversation:
@@ -83,7 +85,6 @@ class Conversation:
                     on_reply=self._take,
                     on_lost=self._lose,
                 )
-                self.fill()
             return self.channel
 
     async def ask(self, request: str, answer: tuple[str, str]) -> Reply:
@@ -98,6 +99,8 @@ class Conversation:
     async def start(self, channel: Channel, line: bytes) -> None:
         """Ask for a job, which uses up a slot."""
         self._spare -= 1
+        if self._spare < -_BURST:
+            self.fill()
         await channel.send(line)
 
     async def within(self, answer: Awaitable[Reply]) -> Reply:

@@ -1,8 +1,8 @@
 """Runs programs in one guest, detached: they do not depend on us or on the connection.
 
 `scripts/runner.sh` does the work there, told by lines over one channel, which is started anew when it has ended. What
-it starts for us it tells us about at once; what others have started, it is asked about. Output and artifacts are files
-of the guest, read by SFTP.
+it starts for us it tells us about at once, with a short output; what others have started, it is asked about. Longer
+output and artifacts are files of the guest, read by SFTP.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from machine_operator.guest.job import (
     too_long,
 )
 from machine_operator.guest.places import Places
-from machine_operator.guest.spool import Absent, Counts, Gone, Place, Reply, Seen
+from machine_operator.guest.spool import Absent, Counts, Gone, Place, Reply, Said, Seen
 from machine_operator.guest.watch import Watch
 
 __all__ = ["ArtifactFile", "Ended", "Job", "Runner"]
@@ -200,6 +200,9 @@ class Runner:
         self, job_id: str, stream: Literal["stdout", "stderr"], *, offset: int, limit: int
     ) -> bytes:
         """What is kept of a stream, from `offset` on, at most `limit` bytes: while it runs, what there is so far."""
+        watch = self._watches.get(job_id)
+        if watch is not None and (said := watch.whole(stream)) is not None:
+            return said[offset : offset + max(0, limit)]
         place = await self._place(job_id)
         if place is None:
             return b""
@@ -283,6 +286,8 @@ class Runner:
             case "refused", Gone(why):
                 watch.see(Place(""), Ended(None, None, why))
                 watch.count(Counts(0, 0))
+            case "said", Said() as said:
+                watch.hear(said)
             case "counted", Counts() as counts:
                 watch.count(counts)
                 self._talk.fill()

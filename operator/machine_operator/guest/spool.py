@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from machine_operator.guest.job import Ended
 
@@ -13,6 +14,7 @@ __all__ = [
     "Known",
     "Place",
     "Reply",
+    "Said",
     "Seen",
     "Slots",
     "Starting",
@@ -85,30 +87,56 @@ class Slots:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """A piece of a short output: as much as a shell can hold of it."""
+
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """One line.
 
     Attributes:
-        verb: `ready`, `filled`, `started`, `known`, `refused`, `ended`, `counted`, `state`, `signalled`, `forgotten`.
+        verb: `ready`, `filled`, `started`, `known`, `refused`, `ended`, `said`, `counted`, `state`, `signalled`,
+            `forgotten`.
         key: the id of the job, or the number of the request; "" where it is about neither.
         body: what it says.
     """
 
     verb: str
     key: str
-    body: Seen | Absent | Starting | Known | Gone | Counts | Slots | None = None
+    body: Seen | Absent | Starting | Known | Gone | Said | Counts | Slots | None = None
+
+
+_STREAMS: Final[dict[str, tuple[Literal["stdout", "stderr"], bytes]]] = {
+    # And how the line ended there.
+    "out": ("stdout", b"\n"),
+    "out-end": ("stdout", b""),
+    "err": ("stderr", b"\n"),
+    "err-end": ("stderr", b""),
+}
 
 
 def parse(line: bytes, *, token: str) -> Reply | None:
     """Read one line; None: it is not the runner's."""
-    words = line.decode("utf-8", "replace").rstrip("\r\n").split(" ")
-    if len(words) < 2 or words[0] != token:
+    mine, _, said = line.partition(b" ")
+    if mine != token.encode():
         return None
-    verb, rest = words[1], words[2:]
+    verb, _, rest = said.partition(b" ")
+    if stream := _STREAMS.get(verb.decode("utf-8", "replace")):
+        key, _, data = rest.partition(b" ")
+        return Reply("said", key.decode("utf-8", "replace"), Said(stream[0], data + stream[1]))
     try:
-        return _parse(verb, rest)
+        return _parse(*_words(said))
     except (ValueError, IndexError):
         return None
+
+
+def _words(said: bytes) -> tuple[str, list[str]]:
+    verb, *rest = said.decode("utf-8", "replace").rstrip("\r\n").split(" ")
+    return verb, rest
 
 
 def _parse(verb: str, rest: list[str]) -> Reply | None:

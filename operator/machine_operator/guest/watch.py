@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Literal
 
 from machine_operator.guest.channel import Channel
 from machine_operator.guest.job import Ended
-from machine_operator.guest.spool import Counts, Place, Reply
+from machine_operator.guest.spool import Counts, Place, Reply, Said
 
 __all__ = ["Watch"]
+
+_MOST_SAID = 1024
 
 
 class Watch:
@@ -31,6 +34,7 @@ class Watch:
         self.place: Place | None = None
         self.ended: Ended | None = None
         self.counts: Counts | None = None
+        self._said = {"stdout": b"", "stderr": b""}
         self._ended = asyncio.Event()
         self._counted = asyncio.Event()
 
@@ -45,6 +49,18 @@ class Watch:
         if ended is not None:
             self.ended = ended
             self._ended.set()
+
+    def hear(self, said: Said) -> None:
+        """A piece of its output came along."""
+        if len(self._said[said.stream]) <= _MOST_SAID:
+            self._said[said.stream] += said.data
+
+    def whole(self, stream: Literal["stdout", "stderr"]) -> bytes | None:
+        """An output, if all of it came along."""
+        if self.counts is None:
+            return None
+        written = self.counts.stdout if stream == "stdout" else self.counts.stderr
+        return self._said[stream] if len(self._said[stream]) == written else None
 
     def count(self, counts: Counts) -> None:
         """All of its output has come."""

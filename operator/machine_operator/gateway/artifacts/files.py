@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -61,7 +62,7 @@ class ArtifactFiles:
         except ImportError as error:
             raise ConfigurationError(
                 f"artifacts: {scheme}:// needs a Python package that is not installed ({error.name or 's3fs'}): "
-                "install it, or keep artifacts in a directory"
+                "install machine-operator[s3], or keep artifacts in a directory"
             ) from error
         self._root = root
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="artifacts")
@@ -103,7 +104,9 @@ class ArtifactFiles:
         """
         while start < end:
             stop = min(start + _PIECE, end)
-            piece: bytes = await self._call(self._files.cat_file, self._path(key), start, stop)
+            # By name: file systems have parameters of their own between them.
+            fetch = partial(self._files.cat_file, self._path(key), start=start, end=stop)
+            piece: bytes = await self._call(fetch)
             if not piece:
                 raise FilesError(f"object {key} ends at byte {start}")
             yield piece

@@ -32,6 +32,7 @@ from machine_operator.gateway.dcs.frame import (
     read_place,
     write_place,
 )
+from machine_operator.gateway.dcs.machine_routes import MachineRoutes
 from machine_operator.gateway.dcs.models import stamp
 from machine_operator.gateway.dcs.requests import refuse_body
 from machine_operator.gateway.failures import no_way_inside, store_unavailable
@@ -45,8 +46,6 @@ from machine_operator.store.errors import StoreUnavailable
 
 __all__ = ["artifact_routes"]
 
-_PATH: Final = "/v1/machines/{machine_id:segment}/artifacts"
-_ONE: Final = f"{_PATH}/{{artifact_id:segment}}"
 _CONTENT: Final = "/v1/artifacts/{artifact_id:segment}/content"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._ -]")
 _SAFE_TYPE: Final = re.compile(r"[a-z0-9.+-]+/[a-z0-9.+-]+")
@@ -57,37 +56,14 @@ openapi.register(ArtifactListResponse, ArtifactResponse)
 def artifact_routes(gateway: Gateway, artifacts: Artifacts | None) -> APIRouter:
     """The routes of machines' artifacts; without `artifacts` they say that there is no way into machines."""
     here = _Artifacts(SubResourceFrame(gateway, "artifacts"), artifacts)
-    router = APIRouter(tags=["artifacts"])
-    one = openapi.read_responses(ArtifactResponse, etag=False)
-    router.add_api_route(
-        _PATH,
-        here.list,
-        methods=["GET"],
-        operation_id="listMachineArtifacts",
-        responses={
-            **openapi.read_responses(ArtifactListResponse, etag=False),
-            **openapi.RESPONSES_READ,
-        },
-        openapi_extra=openapi.parameters("machine_id", "limit", "cursor"),
+    routes = MachineRoutes("artifacts", id="artifact_id", one=ArtifactResponse)
+    routes.list(here.list, "listMachineArtifacts", ArtifactListResponse)
+    routes.get(here.get, "getMachineArtifact")
+    routes.delete(here.delete, "deleteMachineArtifact")
+    routes.router.add_route(
+        _CONTENT, here.content, methods=["GET", "HEAD"], include_in_schema=False
     )
-    router.add_api_route(
-        _ONE,
-        here.get,
-        methods=["GET"],
-        operation_id="getMachineArtifact",
-        responses={**one, **openapi.RESPONSES_READ},
-        openapi_extra=openapi.parameters("machine_id", "artifact_id"),
-    )
-    router.add_api_route(
-        _ONE,
-        here.delete,
-        methods=["DELETE"],
-        operation_id="deleteMachineArtifact",
-        responses={**one, **openapi.RESPONSES_REMOVE},
-        openapi_extra=openapi.parameters("machine_id", "artifact_id"),
-    )
-    router.add_route(_CONTENT, here.content, methods=["GET", "HEAD"], include_in_schema=False)
-    return router
+    return routes.router
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from machine_operator.gateway.dcs.frame import (
     read_place,
     write_place,
 )
+from machine_operator.gateway.dcs.machine_routes import MachineRoutes
 from machine_operator.gateway.dcs.models import stamp
 from machine_operator.gateway.dcs.requests import read_request, refuse_body
 from machine_operator.gateway.executions.executions import Executions
@@ -49,8 +50,6 @@ from machine_operator.store.executions import Event, Execution, ExecutionInputs
 
 __all__ = ["execution_routes"]
 
-_PATH: Final = "/v1/machines/{machine_id:segment}/executions"
-_ONE: Final = f"{_PATH}/{{execution_id:segment}}"
 _LARGEST_BODY: Final = 2 * 1024 * 1024
 _LONGEST_CURSOR: Final = 18
 _CAPTURE: Final = {"state": "unavailable"}
@@ -71,55 +70,26 @@ openapi.register(
 def execution_routes(gateway: Gateway, executions: Executions | None) -> APIRouter:
     """The routes of machines' executions; without `executions` they say that there is no way into machines."""
     here = _Executions(SubResourceFrame(gateway, "executions"), executions)
-    router = APIRouter(tags=["executions"])
-    reads: tuple[tuple[str, Any, str, Any, tuple[str, ...]], ...] = (
-        (_ONE, here.get, "getMachineExecution", ExecutionResponse, ()),
-        (f"{_ONE}/output", here.output, "getMachineExecutionOutput", ExecutionOutputResponse, ()),
-        (
-            f"{_ONE}/events",
-            here.events,
-            "listMachineExecutionEvents",
-            ExecutionEventsResponse,
-            ("limit", "cursor"),
-        ),
-        (f"{_ONE}/logs", here.logs, "getMachineExecutionLogs", ExecutionLogsResponse, ()),
-        (_PATH, here.list, "listMachineExecutions", ExecutionListResponse, ("limit", "cursor")),
+    routes = MachineRoutes("executions", id="execution_id", one=ExecutionResponse)
+    routes.get(here.get, "getMachineExecution")
+    routes.get(here.output, "getMachineExecutionOutput", ExecutionOutputResponse, below="/output")
+    routes.get(
+        here.events,
+        "listMachineExecutionEvents",
+        ExecutionEventsResponse,
+        below="/events",
+        paged=True,
     )
-    for path, endpoint, operation, model, extra in reads:
-        names = ("machine_id", "execution_id") if path != _PATH else ("machine_id",)
-        router.add_api_route(
-            path,
-            endpoint,
-            methods=["GET"],
-            operation_id=operation,
-            responses={**openapi.read_responses(model, etag=False), **openapi.RESPONSES_READ},
-            openapi_extra=openapi.parameters(*names, *extra),
-        )
-    one = openapi.read_responses(ExecutionResponse, etag=False)
-    router.add_api_route(
-        _PATH,
-        here.create,
-        methods=["POST"],
-        operation_id="createMachineExecution",
-        responses={**one, **openapi.RESPONSES_MAKE},
-        openapi_extra=openapi.parameters(
-            "machine_id", "Idempotency-Key", body=CreateExecutionRequest
-        ),
-    )
-    router.add_api_route(
-        _ONE,
-        here.delete,
-        methods=["DELETE"],
-        operation_id="deleteMachineExecution",
-        responses={**one, **openapi.RESPONSES_REMOVE},
-        openapi_extra=openapi.parameters("machine_id", "execution_id"),
-    )
+    routes.get(here.logs, "getMachineExecutionLogs", ExecutionLogsResponse, below="/logs")
+    routes.list(here.list, "listMachineExecutions", ExecutionListResponse)
+    routes.create(here.create, "createMachineExecution", CreateExecutionRequest)
+    routes.delete(here.delete, "deleteMachineExecution")
     for action, operation in (
         ("token", "createMachineExecutionLogToken"),
         ("reauthorize", "reauthorizeMachineExecutionLogs"),
     ):
-        router.add_api_route(
-            f"{_ONE}/logs/{action}",
+        routes.router.add_api_route(
+            f"{routes.one_path}/logs/{action}",
             here.no_logs,
             methods=["POST"],
             operation_id=operation,
@@ -127,7 +97,7 @@ def execution_routes(gateway: Gateway, executions: Executions | None) -> APIRout
             responses={**openapi.RESPONSES_MAKE},
             openapi_extra=openapi.parameters("machine_id", "execution_id"),
         )
-    return router
+    return routes.router
 
 
 @dataclass(frozen=True, slots=True)

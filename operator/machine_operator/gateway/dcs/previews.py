@@ -29,6 +29,7 @@ from machine_operator.gateway.dcs.frame import (
     read_place,
     write_place,
 )
+from machine_operator.gateway.dcs.machine_routes import MachineRoutes
 from machine_operator.gateway.dcs.models import stamp
 from machine_operator.gateway.dcs.preview_models import (
     CreatePortRequest,
@@ -92,46 +93,12 @@ def preview_routes(gateway: Gateway, previews: Previews | None) -> APIRouter:
 def routes_of(dialect: Dialect, gateway: Gateway, previews: Previews | None) -> APIRouter:
     """The routes of one dialect."""
     here = _Routes(SubResourceFrame(gateway, dialect.plural), previews, dialect)
-    router = APIRouter(tags=[dialect.plural])
-    path = f"/v1/machines/{{machine_id:segment}}/{dialect.plural}"
-    one_path = f"{path}/{{{dialect.id}:segment}}"
-    one = openapi.read_responses(dialect.one, etag=False)
-    router.add_api_route(
-        one_path,
-        here.get,
-        methods=["GET"],
-        operation_id=f"get{dialect.operation}",
-        responses={**one, **openapi.RESPONSES_READ},
-        openapi_extra=openapi.parameters("machine_id", dialect.id),
-    )
-    router.add_api_route(
-        path,
-        here.list,
-        methods=["GET"],
-        operation_id=f"list{dialect.operation}s",
-        responses={
-            **openapi.read_responses(dialect.page, etag=False),
-            **openapi.RESPONSES_READ,
-        },
-        openapi_extra=openapi.parameters("machine_id", "limit", "cursor"),
-    )
-    router.add_api_route(
-        path,
-        here.create,
-        methods=["POST"],
-        operation_id=f"create{dialect.operation}",
-        responses={**one, **openapi.RESPONSES_MAKE},
-        openapi_extra=openapi.parameters("machine_id", "Idempotency-Key", body=dialect.create),
-    )
-    router.add_api_route(
-        one_path,
-        here.delete,
-        methods=["DELETE"],
-        operation_id=f"delete{dialect.operation}",
-        responses={**one, **openapi.RESPONSES_REMOVE},
-        openapi_extra=openapi.parameters("machine_id", dialect.id),
-    )
-    return router
+    routes = MachineRoutes(dialect.plural, id=dialect.id, one=dialect.one)
+    routes.list(here.list, f"list{dialect.operation}s", dialect.page)
+    routes.create(here.create, f"create{dialect.operation}", dialect.create)
+    routes.get(here.get, f"get{dialect.operation}")
+    routes.delete(here.delete, f"delete{dialect.operation}")
+    return routes.router
 
 
 @dataclass(frozen=True, slots=True)

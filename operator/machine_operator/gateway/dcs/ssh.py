@@ -26,6 +26,7 @@ from machine_operator.gateway.dcs.frame import (
     read_place,
     write_place,
 )
+from machine_operator.gateway.dcs.machine_routes import MachineRoutes
 from machine_operator.gateway.dcs.models import stamp
 from machine_operator.gateway.dcs.requests import read_request, refuse_body
 from machine_operator.gateway.dcs.ssh_models import (
@@ -43,8 +44,6 @@ from machine_operator.store.ssh_sessions import SshSession, SshStatus
 
 __all__ = ["ssh_routes"]
 
-_PATH: Final = "/v1/machines/{machine_id:segment}/ssh"
-_ONE: Final = f"{_PATH}/{{session_id:segment}}"
 _NONE: Final = "there is no SSH gateway here: its administrator sets ssh_address, or ssh_endpoint"
 
 openapi.register(CreateSSHSessionRequest, SSHSessionListResponse, SSHSessionResponse)
@@ -53,46 +52,12 @@ openapi.register(CreateSSHSessionRequest, SSHSessionListResponse, SSHSessionResp
 def ssh_routes(gateway: Gateway, sessions: SshSessions | None) -> APIRouter:
     """The routes of machines' SSH sessions; without `sessions` they say that there is no SSH gateway."""
     here = _Sessions(SubResourceFrame(gateway, "ssh"), sessions)
-    router = APIRouter(tags=["ssh"])
-    one = openapi.read_responses(SSHSessionResponse, etag=False)
-    router.add_api_route(
-        _PATH,
-        here.list,
-        methods=["GET"],
-        operation_id="listMachineSSHSessions",
-        responses={
-            **openapi.read_responses(SSHSessionListResponse, etag=False),
-            **openapi.RESPONSES_READ,
-        },
-        openapi_extra=openapi.parameters("machine_id", "limit", "cursor"),
-    )
-    router.add_api_route(
-        _PATH,
-        here.create,
-        methods=["POST"],
-        operation_id="createMachineSSHSession",
-        responses={**one, **openapi.RESPONSES_MAKE},
-        openapi_extra=openapi.parameters(
-            "machine_id", "Idempotency-Key", body=CreateSSHSessionRequest
-        ),
-    )
-    router.add_api_route(
-        _ONE,
-        here.get,
-        methods=["GET"],
-        operation_id="getMachineSSHSession",
-        responses={**one, **openapi.RESPONSES_READ},
-        openapi_extra=openapi.parameters("machine_id", "session_id"),
-    )
-    router.add_api_route(
-        _ONE,
-        here.delete,
-        methods=["DELETE"],
-        operation_id="deleteMachineSSHSession",
-        responses={**one, **openapi.RESPONSES_REMOVE},
-        openapi_extra=openapi.parameters("machine_id", "session_id"),
-    )
-    return router
+    routes = MachineRoutes("ssh", id="session_id", one=SSHSessionResponse)
+    routes.list(here.list, "listMachineSSHSessions", SSHSessionListResponse)
+    routes.create(here.create, "createMachineSSHSession", CreateSSHSessionRequest)
+    routes.get(here.get, "getMachineSSHSession")
+    routes.delete(here.delete, "deleteMachineSSHSession")
+    return routes.router
 
 
 @dataclass(frozen=True, slots=True)

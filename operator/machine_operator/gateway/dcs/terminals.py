@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 from urllib.parse import quote
 
 import orjson
@@ -30,6 +30,7 @@ from machine_operator.gateway.dcs.frame import (
     read_place,
     write_place,
 )
+from machine_operator.gateway.dcs.machine_routes import MachineRoutes
 from machine_operator.gateway.dcs.models import stamp
 from machine_operator.gateway.dcs.requests import read_request, refuse_body
 from machine_operator.gateway.dcs.terminal_models import (
@@ -60,57 +61,20 @@ __all__ = ["terminal_routes"]
 
 log = logging.getLogger(__name__)
 
-_PATH: Final = "/v1/machines/{machine_id:segment}/terminals"
-_ONE: Final = f"{_PATH}/{{terminal_id:segment}}"
-_STREAM: Final = f"{_ONE}/stream"
-
 openapi.register(CreateTerminalRequest, TerminalListResponse, TerminalResponse)
 
 
 def terminal_routes(gateway: Gateway, terminals: Terminals | None) -> APIRouter:
     """The routes of machines' terminals; without `terminals` they say that there is no way into machines."""
     here = _Terminals(SubResourceFrame(gateway, "terminals"), terminals)
-    router = APIRouter(tags=["terminals"])
-    one = openapi.read_responses(TerminalResponse, etag=False)
-    router.add_api_route(
-        _PATH,
-        here.list,
-        methods=["GET"],
-        operation_id="listMachineTerminals",
-        responses={
-            **openapi.read_responses(TerminalListResponse, etag=False),
-            **openapi.RESPONSES_READ,
-        },
-        openapi_extra=openapi.parameters("machine_id", "limit", "cursor"),
-    )
-    router.add_api_route(
-        _PATH,
-        here.create,
-        methods=["POST"],
-        operation_id="createMachineTerminal",
-        responses={**one, **openapi.RESPONSES_MAKE},
-        openapi_extra=openapi.parameters(
-            "machine_id", "Idempotency-Key", body=CreateTerminalRequest
-        ),
-    )
-    router.add_api_route(
-        _ONE,
-        here.get,
-        methods=["GET"],
-        operation_id="getMachineTerminal",
-        responses={**one, **openapi.RESPONSES_READ},
-        openapi_extra=openapi.parameters("machine_id", "terminal_id"),
-    )
-    router.add_api_route(
-        _ONE,
-        here.delete,
-        methods=["DELETE"],
-        operation_id="deleteMachineTerminal",
-        responses={**one, **openapi.RESPONSES_REMOVE},
-        openapi_extra=openapi.parameters("machine_id", "terminal_id"),
-    )
-    router.add_api_route(
-        _STREAM,
+    routes = MachineRoutes("terminals", id="terminal_id", one=TerminalResponse)
+    routes.list(here.list, "listMachineTerminals", TerminalListResponse)
+    routes.create(here.create, "createMachineTerminal", CreateTerminalRequest)
+    routes.get(here.get, "getMachineTerminal")
+    routes.delete(here.delete, "deleteMachineTerminal")
+    stream = f"{routes.one_path}/stream"
+    routes.router.add_api_route(
+        stream,
         here.no_stream,
         methods=["GET"],
         operation_id="connectMachineTerminal",
@@ -118,8 +82,8 @@ def terminal_routes(gateway: Gateway, terminals: Terminals | None) -> APIRouter:
         responses=openapi.RESPONSES_CONNECT,
         openapi_extra=openapi.parameters("machine_id", "terminal_id", "token"),
     )
-    router.add_api_websocket_route(_STREAM, here.stream)
-    return router
+    routes.router.add_api_websocket_route(stream, here.stream)
+    return routes.router
 
 
 @dataclass(frozen=True, slots=True)

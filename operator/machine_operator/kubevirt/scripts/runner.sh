@@ -240,10 +240,20 @@ finish() {
     wait
     read -r out <"$file.out.n"
     read -r err <"$file.err.n"
+    tell out "$out"
+    tell err "$err"
   fi
   [ ! -e "$spool/$id.claim" ] || printf '%s\n' "$out $err" >"$file.count"
   say counted "$id" "$out" "$err"
 }
+
+# tell STREAM BYTES: a short output goes along, line by line, so that nobody has to open a file for it. A shell cannot
+# hold a NUL: who reads this sees by the number of bytes whether it is all there.
+tell() {
+  [ "$2" -gt 0 ] && [ "$2" -le 512 ] || return
+  while IFS= read -r line; do say "$1" "$id" "$line"; done <"$file.$1"
+  [ -z "$line" ] || say "$1-end" "$id" "$line"
+} 2>/dev/null
 
 # Nothing has been written when the program ended, so here is just the end of the pipe. Else something that it left
 # behind still has it, and may write. Not 0: that is so. To wait for it here would be wrong: it may write to the other.

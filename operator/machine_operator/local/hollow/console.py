@@ -74,7 +74,7 @@ class ConsoleWatch:
         self._pattern = pattern
         self._rest = b""
 
-    async def marker(self, *, interval: float = 0.2) -> None:
+    async def marker(self, *, interval: float = 0.05) -> None:
         """Return once the marker was printed; wait for ever where it never is."""
         while True:
             if self.look():
