@@ -56,8 +56,10 @@ class Machine:
         ended = await self.end(job)
         return ended, await self.read(job), await self.read(job, stream="stderr")
 
-    async def read(self, job: Job, *, stream: Any = "stdout", offset: int = 0) -> bytes:
-        return await self.runner.output(job.id, stream, offset=offset, limit=1 << 30)
+    async def read(
+        self, job: Job, *, stream: Any = "stdout", offset: int = 0, limit: int = 1 << 30
+    ) -> bytes:
+        return await output(self.runner, job.id, stream=stream, offset=offset, limit=limit)
 
     async def until_output(self, job: Job, expected: bytes) -> None:
         for _ in range(2000):
@@ -65,6 +67,13 @@ class Machine:
                 return
             await asyncio.sleep(0.01)
         pytest.fail(f"there is no {expected!r}")
+
+
+async def output(
+    runner: Runner, job_id: str, *, stream: Any = "stdout", offset: int = 0, limit: int = 1 << 30
+) -> bytes:
+    pieces = runner.output(job_id, stream, offset=offset, limit=limit)
+    return b"".join([piece async for piece in pieces])
 
 
 @pytest.fixture(params=SHELLS)
@@ -295,15 +304,19 @@ async def test_a_short_output_comes_along_byte_for_byte(machine: Machine, tmp_pa
 
 
 async def test_for_a_short_output_no_file_is_opened(machine: Machine) -> None:
+    await machine.run("true")  # which brings the script there
+    machine.guest.files.close()
     ended, out, err = await machine.run(*shell("echo hello; printf oh >&2"))
     assert (ended.stdout_bytes, out, err) == (6, b"hello\n", b"oh")
-    assert machine.guest.files.channels == 0
     job = machine.job("echo", "hello")
     await machine.runner.start(job)
     await machine.end(job)
-    assert await machine.runner.output(job.id, "stdout", offset=2, limit=3) == b"llo"
-    assert await machine.runner.output(job.id, "stdout", offset=9, limit=3) == b""
+    assert await machine.read(job, offset=2, limit=3) == b"llo"
+    assert await machine.read(job, offset=9, limit=3) == b""
     assert (await machine.run("echo", "hello", kept_bytes=3))[1] == b"hel"
+    assert machine.guest.files.channels == 0
+    assert (await machine.run("echo", "x" * 600))[1] == b"x" * 600 + b"\n"
+    assert machine.guest.files.channels == 1
 
 
 async def test_output_in_small_pieces_is_counted_to_the_byte(machine: Machine) -> None:

@@ -98,8 +98,8 @@ async def test_the_next_gateway_finishes_every_byte(
     for number, end in enumerate(ends):
         begin = b"begin %d\n" % number
         assert await end == Ended(5, None, None, stdout_bytes=100_000 + len(begin))
-        output = await runner.output(f"j{number}", "stdout", offset=0, limit=1 << 30)
-        assert output == begin + bytes(100_000)
+        pieces = runner.output(f"j{number}", "stdout", offset=0, limit=1 << 30)
+        assert b"".join([piece async for piece in pieces]) == begin + bytes(100_000)
 
 
 async def test_more_than_a_pipe_is_written_while_no_gateway_is_there(
@@ -150,7 +150,7 @@ async def test_a_cut_connection_is_an_error_for_whoever_waits(
         with pytest.raises(GuestLost):
             await call
     with pytest.raises(GuestLost):
-        await runner.output("never", "stdout", offset=0, limit=1)
+        await anext(runner.output("never", "stdout", offset=0, limit=1))
     runner = await second.runner()
     await runner.kill("j", signal.SIGTERM)
     ended = await runner.ended("j", timeout=20)

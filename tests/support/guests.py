@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ __all__ = ["Boot", "FakeGuest", "FakeGuests", "FakeRunner", "GuestWorld", "Spool
 
 Program = Callable[["Spooled"], Awaitable[int]]
 Step = Callable[[str], Awaitable[None]]
+
+_PIECE = 1024 * 1024
 
 
 @dataclass
@@ -219,17 +221,25 @@ class FakeRunner:
             if id in self._boot.jobs:
                 self._boot.jobs[id].kill(signal_number)
 
-    async def output(self, id: str, stream: str, *, offset: int, limit: int) -> bytes:
-        async with self._asked("output"):
-            spooled = self._boot.jobs.get(id)
-            return b"" if spooled is None else spooled.kept(stream)[offset : offset + limit]
+    async def output(
+        self, id: str, stream: str, *, offset: int, limit: int
+    ) -> AsyncGenerator[bytes, None]:
+        end, piece = offset + limit, b"something"
+        while piece and offset < end:
+            async with self._asked("output"):
+                spooled = self._boot.jobs.get(id)
+                stop = min(end, offset + _PIECE)
+                piece = b"" if spooled is None else spooled.kept(stream)[offset:stop]
+            if piece:
+                offset += len(piece)
+                yield piece
 
     async def artifacts(self, id: str) -> list[ArtifactFile]:
         async with self._asked("artifacts"):
             files = self._boot.jobs[id].artifacts
             return [ArtifactFile(name, len(content)) for name, content in files.items()]
 
-    async def read_artifact(self, id: str, name: str) -> AsyncIterator[bytes]:
+    async def read_artifact(self, id: str, name: str) -> AsyncGenerator[bytes, None]:
         content = self._boot.jobs[id].artifacts[name]
         for start in range(0, len(content), 1000):
             async with self._asked("read_artifact"):

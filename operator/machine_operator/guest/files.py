@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from typing import TypeVar, cast
 
 import asyncssh
@@ -51,22 +51,32 @@ class Files:
 
     async def stream(
         self, path: str, *, offset: int = 0, length: int | None = None
-    ) -> AsyncIterator[bytes]:
-        """The same, piece by piece."""
+    ) -> AsyncGenerator[bytes, None]:
+        """The same, piece by piece; one is on its way while the one before it is used."""
         sftp = await self._session()
         file = await self._step(path, sftp.open(path, "rb", block_size=_BLOCK))
+        ahead: asyncio.Task[bytes] | None = None
+
+        async def fetch() -> bytes:
+            want = _CHUNK if length is None else min(length, _CHUNK)
+            # It was opened as binary.
+            return cast(bytes, await self._step(path, file.read(want, offset)))
+
         try:
             while length is None or length > 0:
-                want = _CHUNK if length is None else min(length, _CHUNK)
-                data = cast(
-                    bytes, await self._step(path, file.read(want, offset))
-                )  # it was opened as binary
+                data = await (ahead or fetch())
+                ahead = None
                 if not data:
                     return
-                yield data
                 offset += len(data)
                 length = None if length is None else length - len(data)
+                if length is None or length > 0:
+                    ahead = asyncio.create_task(fetch())
+                yield data
         finally:
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
             with contextlib.suppress(asyncssh.Error, OSError):
                 await file.close()
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Literal
@@ -198,22 +198,26 @@ class Runner:
 
     async def output(
         self, job_id: str, stream: Literal["stdout", "stderr"], *, offset: int, limit: int
-    ) -> bytes:
-        """What is kept of a stream, from `offset` on, at most `limit` bytes: while it runs, what there is so far."""
+    ) -> AsyncGenerator[bytes, None]:
+        """What is kept of a stream, from `offset` on, at most `limit` bytes, piece by piece: while it runs, what there
+        is so far.
+        """
         watch = self._watches.get(job_id)
         if watch is not None and (said := watch.whole(stream)) is not None:
-            return said[offset : offset + max(0, limit)]
+            if piece := said[offset : offset + max(0, limit)]:
+                yield piece
+            return
         place = await self._place(job_id)
         if place is None:
-            return b""
+            return
         if place.kept is not None:
             limit = min(limit, place.kept - offset)
-        try:
-            return await self._files.read(
-                self._stream(place, stream), offset=offset, length=max(0, limit)
-            )
-        except FileNotFoundError:
-            return b""
+        file = self._stream(place, stream)
+        pieces = self._files.stream(file, offset=offset, length=max(0, limit))
+        with contextlib.suppress(FileNotFoundError):
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
 
     async def artifacts(self, job_id: str) -> list[ArtifactFile]:
         """The regular files that it has left, the first thousand of them; links are not followed."""
@@ -223,7 +227,7 @@ class Runner:
                 return [ArtifactFile(name, size) for name, size in found]
         return []
 
-    async def read_artifact(self, job_id: str, name: str) -> AsyncIterator[bytes]:
+    async def read_artifact(self, job_id: str, name: str) -> AsyncGenerator[bytes, None]:
         """One of them, piece by piece.
 
         Raises:
@@ -234,8 +238,9 @@ class Runner:
         for directory in self._directories(await self._place(job_id)):
             path = f"{directory}/{name}"
             if await self._files.size(path) is not None:
-                async for piece in self._files.stream(path):
-                    yield piece
+                async with contextlib.aclosing(self._files.stream(path)) as pieces:
+                    async for piece in pieces:
+                        yield piece
                 return
         raise FileNotFoundError(name)
 

@@ -56,11 +56,12 @@ class Watch:
             self._said[said.stream] += said.data
 
     def whole(self, stream: Literal["stdout", "stderr"]) -> bytes | None:
-        """An output, if all of it came along."""
+        """What is kept of an output, if all of it came along."""
         if self.counts is None:
             return None
         written = self.counts.stdout if stream == "stdout" else self.counts.stderr
-        return self._said[stream] if len(self._said[stream]) == written else None
+        said = self._said[stream]
+        return said[: self.kept_bytes] if len(said) == written else None
 
     def count(self, counts: Counts) -> None:
         """All of its output has come."""

@@ -14,6 +14,7 @@ import logging
 import mimetypes
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -150,7 +151,7 @@ class Artifacts:
         for name, row in found:
             pieces = guest.runner.read_artifact(execution.id, name)
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(deadline), aclosing(pieces):
                     written = await self.files.write(row["key"], pieces, most=self._most_bytes)
             except TooLarge:
                 collection.omissions.append(self._too_large(row["name"]))

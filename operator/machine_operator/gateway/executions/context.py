@@ -24,6 +24,7 @@ class Patience:
 
     Attributes:
         mark: a program that has ended by then is not told to be running in between.
+        first_look: from then until the first look for output: whoever writes much waits for that.
         look: between two looks for output, at first; a hundredth of the time that it has run, later.
         longest_look: between two looks, at most.
         connect: for a connection, in one try.
@@ -36,6 +37,7 @@ class Patience:
     """
 
     mark: float = 0.05
+    first_look: float = 0.2
     look: float = 0.5
     longest_look: float = 10.0
     connect: float = 60.0

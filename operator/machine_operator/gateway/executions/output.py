@@ -7,6 +7,7 @@ Of a long output little is in memory at a time, and only so many copies are made
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from machine_operator.gateway.executions.chunks import pieces
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NotOurs", "OutputCopy"]
 
-_READ: Final = 1024 * 1024
 _HELD: Final = 1024 * 1024
 """Bytes that wait for the next transaction."""
 
@@ -60,16 +60,18 @@ class OutputCopy:
         self._held = 0
         self._kept = {"stdout": execution.stdout_kept, "stderr": execution.stderr_kept}
 
-    async def look(self, runner: Runner) -> None:
-        """Copy what is new while the program runs.
+    async def look(self, runner: Runner) -> int:
+        """Copy what is new while the program runs; returns how many bytes that were.
 
         Raises:
             NotOurs: it is somebody else's now.
         """
+        before = sum(self._kept.values())
         async with self._room:
             for stream in _STREAMS:
                 await self._copy(runner, stream, upto=self._most, whole=False)
             await self._flush()
+        return sum(self._kept.values()) - before
 
     async def rest(self, runner: Runner, ended: Ended) -> None:
         """Copy all that is left. The last of it is in `events`, for the transaction of the end.
@@ -100,39 +102,29 @@ class OutputCopy:
         }
 
     async def _copy(self, runner: Runner, stream: _Stream, *, upto: int, whole: bool) -> None:
-        """Copy a stream up to a position, or what there is of it; `whole`: nothing follows then.
-
-        The next piece is on its way while one is written into the store.
-        """
-        ahead: asyncio.Task[bytes] | None = None
-        try:
-            while (offset := self._kept[stream]) < upto:
-                data = await (ahead or self._fetch(runner, stream, upto=upto))
-                self._take(stream, data, final=whole and offset + len(data) >= upto)
-                ahead = None
-                if self._kept[stream] == offset:
-                    return
-                if self._kept[stream] < upto:
-                    ahead = asyncio.create_task(self._fetch(runner, stream, upto=upto))
+        """Copy a stream up to a position, or what there is of it; `whole`: nothing follows then."""
+        offset = self._kept[stream]
+        if offset >= upto:
+            return
+        rest = b""
+        pieces = runner.output(self.execution.id, stream, offset=offset, limit=upto - offset)
+        async with aclosing(pieces):
+            async for data in pieces:
+                offset += len(data)
+                rest = self._take(stream, rest + data, final=whole and offset >= upto)
                 if self._held >= _HELD:
                     await self._flush()
-        finally:
-            if ahead is not None:
-                ahead.cancel()
-                await asyncio.gather(ahead, return_exceptions=True)
 
-    async def _fetch(self, runner: Runner, stream: _Stream, *, upto: int) -> bytes:
-        offset = self._kept[stream]
-        limit = min(_READ, upto - offset)
-        return await runner.output(self.execution.id, stream, offset=offset, limit=limit)
-
-    def _take(self, stream: _Stream, data: bytes, *, final: bool) -> None:
-        at = self._records.clock()
+    def _take(self, stream: _Stream, data: bytes, *, final: bool) -> bytes:
+        """Make events of it; what is left is a character's begin, without `final`."""
+        at, taken = self._records.clock(), 0
         for piece in pieces(data, last=final):
             sequence = self.execution.sequence + len(self.events) + 1
             self.events.append(Event(sequence, stream, at, chunk=piece))
-            self._kept[stream] += len(piece)
-            self._held += len(piece)
+            taken += len(piece)
+        self._kept[stream] += taken
+        self._held += taken
+        return data[taken:]
 
     async def _flush(self) -> None:
         if not self.events:

@@ -54,6 +54,8 @@ _TERM: Final = 15
 _KILL: Final = 9
 _MANY_FAULTS: Final = 3
 _LONG: Final = 3600.0
+_MUCH: Final = 256 * 1024
+"""Bytes of output in one look after which the next one comes at once."""
 
 
 class Result(Enum):
@@ -273,8 +275,11 @@ class Run:
                     return _End(EXPIRED, await self._kill(guest.runner, ending))
                 if copy.execution.started_at is None:
                     copy.execution = await self._mark(copy.execution, began_at)
-                else:
-                    await copy.look(guest.runner)
+                    look = patience.first_look
+                    continue
+                if await copy.look(guest.runner) >= _MUCH:
+                    look = patience.mark
+                    continue
                 age = (context.clock() - began_at).total_seconds()
                 look = min(max(patience.look, age / 100), patience.longest_look)
         finally:
