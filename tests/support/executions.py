@@ -30,6 +30,7 @@ __all__ = ["FAST", "QUICK", "Death", "Node", "Scene"]
 
 FAST = Patience(
     mark=0.01,
+    first_look=0.01,
     look=0.01,
     longest_look=0.05,
     connect=2.0,
