@@ -96,6 +96,23 @@ async def test_a_booting_guest_is_left_alone_until_its_marker(tmp_path: Path) ->
         assert probing.changes == [(1, True)]
 
 
+async def test_a_guest_that_says_where_its_sshd_listens_is_not_asked(tmp_path: Path) -> None:
+    guest, console = Guest(), tmp_path / "console.log"
+    async with guest.listening(), Probing(guest, probe(guest), console) as probing:
+        console.write_text(f"{CONSOLE_MARKER} 2200 {guest.port} after 3.1 s\n")
+        await eventually(lambda: probing.ready, within=20, state=lambda: guest.connections)
+        assert probing.changes == [(0, True)]
+
+
+async def test_it_is_asked_where_it_listens_elsewhere(tmp_path: Path) -> None:
+    guest, console = Guest(), tmp_path / "console.log"
+    console.write_text(f"{CONSOLE_MARKER} 2200 after 3.1 s\n")
+    guest.refuses = True
+    async with guest.listening(), Probing(guest, probe(guest), console) as probing:
+        await eventually(lambda: guest.connections >= 3, within=20)
+        assert probing.changes == []
+
+
 async def test_accepting_is_not_being_ready(tmp_path: Path) -> None:
     guest, console = Guest(), tmp_path / "console.log"
     console.write_text(CONSOLE_MARKER)

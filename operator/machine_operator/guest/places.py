@@ -21,7 +21,7 @@ class Places:
     """
 
     home: str = "/root"
-    spool: str = "/var/lib/machine/executions"
+    spool: str = "/var/lib/machine-executions"
     scripts: str = SCRIPTS_DIRECTORY
     shell: str = "/bin/sh"
 

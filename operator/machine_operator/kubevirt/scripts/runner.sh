@@ -57,14 +57,16 @@ fill() {
 }
 
 make_slots() {
-  n=$1 fifos='' directories=''
-  while [ "$n" -le "$2" ]; do
-    fifos="$fifos $token-$n.1 $token-$n.2 $token-$n.3" directories="$directories $token-$n" n=$((n + 1))
+  n=$1 last=$2 fifos=''
+  set --
+  while [ "$n" -le "$last" ]; do
+    fifos="$fifos $token-$n.1 $token-$n.2 $token-$n.3"
+    set -- "$@" "$artifacts/$token-$n"
+    n=$((n + 1))
   done
-  # shellcheck disable=SC2086 # these are lists
+  # shellcheck disable=SC2086 # it is a list
   (cd "$spool" && exec mkfifo $fifos) 2>/dev/null
-  # shellcheck disable=SC2086
-  (cd "$artifacts" && exec mkdir $directories) 2>/dev/null
+  mkdir -p "$@" 2>/dev/null
   return 0
 }
 
@@ -424,7 +426,7 @@ guard() {
 
 # The first one since the guest was started. The home disk has more than the spool: nobody knows any more what of.
 first() {
-  mkdir -p "${spool%/*}"
+  [ -d "${spool%/*}" ] || mkdir -p "${spool%/*}"
   mkdir "$spool" || return # another was faster
   if [ -d "$artifacts" ] && mv "$artifacts" "$artifacts.$token"; then
     rm -rf "$artifacts".* </dev/null >/dev/null &
@@ -456,7 +458,6 @@ serve() {
     esac
   fi >/dev/null 2>&1
   [ -d "$spool" ] || first
-  [ -d "$artifacts" ] || mkdir -p "$artifacts"
   trap '' PIPE
   exec 2>/dev/null
   say ready

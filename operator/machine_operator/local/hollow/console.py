@@ -24,7 +24,7 @@ _MAX_AGE = 7 * 86400.0
 
 # Our guest's word that sshd listens, and a login prompt, which in common images comes when sshd is
 # started.
-_MARKER = re.compile(re.escape(CONSOLE_MARKER.encode()) + rb"|\blogin: ")
+_MARKER = re.compile(re.escape(CONSOLE_MARKER.encode()) + rb"((?: \d+)+(?= after))?|\blogin: ")
 
 PANIC = re.compile(rb"Kernel panic - not syncing")
 """What Linux prints last, however quiet it was told to be."""
@@ -64,7 +64,11 @@ def prune(logs: Path, *, max_age: float = _MAX_AGE) -> None:
 
 
 class ConsoleWatch:
-    """Looks for the guest's word that it can be logged into, or for another `pattern`."""
+    """Looks for the guest's word that it can be logged into, or for another `pattern`.
+
+    Attributes:
+        ports: on which its sshd listens, if it said so.
+    """
 
     def __init__(
         self, path: Path, *, offset: int = 0, pattern: re.Pattern[bytes] = _MARKER
@@ -73,8 +77,9 @@ class ConsoleWatch:
         self._offset = offset
         self._pattern = pattern
         self._rest = b""
+        self.ports: frozenset[int] = frozenset()
 
-    async def marker(self, *, interval: float = 0.05) -> None:
+    async def marker(self, *, interval: float = 0.02) -> None:
         """Return once the marker was printed; wait for ever where it never is."""
         while True:
             if self.look():
@@ -85,6 +90,7 @@ class ConsoleWatch:
         """The guest was reset: only a marker that comes from now on counts."""
         self._offset = self._size()
         self._rest = b""
+        self.ports = frozenset()
 
     def look(self) -> bool:
         """Whether the pattern is in what was printed since the last look."""
@@ -99,7 +105,10 @@ class ConsoleWatch:
         self._offset += len(new)
         text = self._rest + new
         self._rest = text[-_OVERLAP:]
-        return self._pattern.search(text) is not None
+        found = self._pattern.search(text)
+        if found is not None and self._pattern is _MARKER:
+            self.ports = frozenset(int(port) for port in (found[1] or b"").split())
+        return found is not None
 
     def _size(self) -> int:
         try:

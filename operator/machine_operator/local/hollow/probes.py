@@ -2,10 +2,10 @@
 
 kubelet would connect to the pod's address. Here QEMU's forwarding accepts a connection at once,
 long before the guest listens, so accepting proves nothing: the guest itself must have said
-something. For SSH that is its banner. And a guest that boots in emulation must not be hammered:
-each connection makes sshd fork. So the first attempt waits for the guest's own word on the console
-(or for a while, where an image has none), attempts before success are patient, and after success
-they are rare.
+something. For SSH that is its banner, or, in our own image, a line on the console that says that
+its sshd listens. And a guest that boots in emulation must not be hammered: each connection makes
+sshd fork. So the first attempt waits for the guest's own word on the console (or for a while,
+where an image has none), attempts before success are patient, and after success they are rare.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Prober:
                 await self._until_worth_trying()
                 # QEMU tells of one reboot more than once; what came before now is this one.
                 self._restarted.clear()
-            self._judge(await self._attempt())
+            self._judge(self._listens() or await self._attempt())
             if self.ready and self._failed == 0:
                 pause = max(self._probe.period, _GENTLE)
             else:
@@ -159,6 +159,11 @@ class Prober:
         except TimeoutError:
             return
         self._spoke = True
+
+    def _listens(self) -> bool:
+        """Whether it has just said that its sshd does: to connect would find nothing else, at the worst time."""
+        first = not self.ready and self._failed == 0
+        return first and self._probe.kind == "speaks" and self._probe.port in self._console.ports
 
     async def _attempt(self) -> bool:
         """One attempt. While the guest has not spoken, the marker cuts a pending one short.
