@@ -128,7 +128,7 @@ async def _measure_throughput(
     for number in range(repeats + 1):
         begun = time.perf_counter()
         execution = await world.begin(machine.id, "cat", "/root/noise")
-        seen = await world.ended(execution, look=0.02)
+        seen = await world.ended(execution, look=0.05)
         ours = time.perf_counter() - begun
         if seen.get("stdout_bytes") != size or seen.get("stdout_truncated"):
             raise BenchError(f"not all was kept: {seen}")

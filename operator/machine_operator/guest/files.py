@@ -20,9 +20,10 @@ __all__ = ["Files"]
 
 T = TypeVar("T")
 
-_CHUNK = 1024 * 1024
-_BLOCK = 128 * 1024
-"""Of one request; OpenSSH's server gives no more than 255 KiB. A chunk's requests are under way together."""
+_BLOCK = 255 * 1024
+"""Of one request: the most that OpenSSH's server gives. Each is work for the guest however small it is."""
+_CHUNK = 4 * _BLOCK
+"""What is under way together."""
 _DEADLINE = 30.0
 
 

@@ -41,7 +41,7 @@ _POLL = 0.5
 _GRACE = 0.3
 """Seconds in which output may still come after the program has ended: from what it left behind, if that has it."""
 
-_READ_AFTER = 0.15
+_READ_AFTER = 0.1
 """Seconds of a program's life after which its output is read while it runs, which takes programs of their own."""
 
 _STARTING = 10.0

@@ -37,7 +37,7 @@ class Patience:
     """
 
     mark: float = 0.05
-    first_look: float = 0.2
+    first_look: float = 0.1
     look: float = 0.5
     longest_look: float = 10.0
     connect: float = 60.0
