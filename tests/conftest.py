@@ -18,8 +18,9 @@ settings.load_profile("ours")
 _CLUSTER_LIMIT = 300.0
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` one process has the clusters; the others run what needs none beside it.
+    """With `--dist loadgroup` one process has the clusters; the others what needs none. xdist looks later.
 
     The tests of clusters are limited, not their fixtures: on a fresh computer the first one builds the control plane
     for minutes.
