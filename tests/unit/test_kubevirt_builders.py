@@ -148,7 +148,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {name for name in before if before[name] != after[name]}
 
 
-@pytest.mark.parametrize(("spec", "expected"), CHANGES, ids=",".join)
+@pytest.mark.parametrize(("spec", "expected"), CHANGES, ids=lambda value: ",".join(sorted(value)))
 def test_a_change_touches_only_the_child_that_it_is_about(
     spec: dict[str, Any], expected: set[str]
 ) -> None:
