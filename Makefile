@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LOCAL  := $(BIN)/machine-operator local
 # Tests without a cluster mostly wait: they run beside those that have one.
-BESIDE := --numprocesses 2 --dist loadgroup
+BESIDE := --numprocesses 2
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop clean test test-fast lint format lock crds docs bench-local bench-controller bench-gateway bench-guest bench-from-nothing packages

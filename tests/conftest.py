@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from typing_extensions import override
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support import tally
 
@@ -16,21 +18,33 @@ settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("ours")
 
 _CLUSTER_LIMIT = 300.0
+_ON_CLUSTERS = ("tests/cluster/", "tests/conformance/")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` one process has the clusters; the others what needs none. xdist looks later.
-
-    The tests of clusters are limited, not their fixtures: on a fresh computer the first one builds the control plane
-    for minutes.
+    """Limit the tests of clusters, not their fixtures: on a fresh computer the first one builds the control plane for
+    minutes.
     """
     for item in items:
-        if item.get_closest_marker("cluster") is None:
-            continue
-        item.add_marker(pytest.mark.xdist_group("clusters"))
-        if item.get_closest_marker("timeout") is None:
+        if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_CLUSTER_LIMIT, func_only=True))
+
+
+class _ClustersTogether(LoadScopeScheduling):
+    """One process has the clusters; the others run what needs none, test by test.
+
+    `--dist loadgroup` would do, but its groups are not seen with pytest 9.2.
+    """
+
+    @override
+    def _split_scope(self, nodeid: str) -> str:
+        return "clusters" if nodeid.startswith(_ON_CLUSTERS) else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """With several processes, who runs what."""
+    return _ClustersTogether(config, log)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
