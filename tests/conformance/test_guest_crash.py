@@ -182,8 +182,9 @@ async def survive(inside: Inside, gateway: GatewayProcess, tmp_path: Path) -> No
 
     await eventually(uploading, "the upload to begin")
     seen = [await inside.get(path) for path in runs]
-    gateway.kill()
-    gateway.up()
+    # Beside the event loop, or it would not see before its next request that its connections are gone.
+    await asyncio.to_thread(gateway.kill)
+    await asyncio.to_thread(gateway.up)
     assert [one["status"] for one in seen] == ["running"] * EXECUTIONS
     released = await inside.ended(await inside.run(f"touch {_RELEASE}"))
     assert released["status"] == "succeeded", released
