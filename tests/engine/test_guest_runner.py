@@ -303,6 +303,18 @@ async def test_a_short_output_comes_along_byte_for_byte(machine: Machine, tmp_pa
         assert ended == exited(0, out=len(data), err=len(data))
 
 
+async def test_readers_that_come_late_lose_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("machine_operator.guest.runner._GRACE", 0.0)
+    for _ in range(5):
+        assert await machine.run(*shell("echo hello; printf oh >&2")) == (
+            exited(0, out=6, err=2),
+            b"hello\n",
+            b"oh",
+        )
+
+
 async def test_for_a_short_output_no_file_is_opened(machine: Machine) -> None:
     await machine.run("true")  # which brings the script there
     machine.guest.files.close()

@@ -102,14 +102,14 @@ def test_a_job_does_not_show_its_secrets() -> None:
         ("filled 7 9", "filled", "", Slots(7, 9)),
         ("started j t-1 99", "started", "j", Seen(Place("t-1"))),
         (
-            "ended j t-1 3 0 1 ",
+            "ended j t-1 3 0 1 7 ",
             "ended",
             "j",
-            Seen(Place("t-1"), Ended(3, None, None, artifacts=True)),
+            Seen(Place("t-1"), Ended(3, None, None, artifacts=True), due=7),
         ),
-        ("ended j t-1 137 9 0 ", "ended", "j", Seen(Place("t-1"), Ended(None, 9, None))),
+        ("ended j t-1 137 9 0 0 ", "ended", "j", Seen(Place("t-1"), Ended(None, 9, None))),
         (
-            "ended j t-1 127 0 0 a b: not found",
+            "ended j t-1 127 0 0 0 a b: not found",
             "ended",
             "j",
             Seen(Place("t-1"), Ended(None, None, "exec_init_rejected: a b: not found")),

@@ -41,6 +41,9 @@ _POLL = 0.5
 _GRACE = 0.3
 """Seconds in which output may still come after the program has ended: from what it left behind, if that has it."""
 
+_LATE_READERS = 10.0
+"""Seconds more, while less has come than the program wrote."""
+
 _READ_AFTER = 0.1
 """Seconds of a program's life after which its output is read while it runs, which takes programs of their own."""
 
@@ -286,8 +289,8 @@ class Runner:
             case "started", Seen(place):
                 watch.see(place, None)
                 asyncio.get_running_loop().call_later(_READ_AFTER, self._read, reply.key)
-            case "ended", Seen(place, ended):
-                watch.see(place, ended)
+            case "ended", Seen(place, ended, due=due):
+                watch.see(place, ended, due=due)
             case "refused", Gone(why):
                 watch.see(Place(""), Ended(None, None, why))
                 watch.count(Counts(0, 0))
@@ -328,7 +331,27 @@ class Runner:
             return None
         # What it left behind has its pipes: they are read from now on, so that it can go on writing.
         watch.channel.send_soon(f"watch {job_id}".encode())
-        return _with(watch.ended, await self._sizes(watch.place))
+        sizes = await self._read_up(watch, watch.place)
+        return None if sizes is None else _with(watch.ended, sizes)
+
+    async def _read_up(self, watch: Watch, place: Place) -> Counts | None:
+        """What has come of its output, once that is all that it wrote itself; None: its channel has ended.
+
+        In a guest that is short of time the readers of its pipes come to that late. It may also have written to other
+        files, so there is an end to waiting.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _LATE_READERS
+        while True:
+            sizes = await self._sizes(place)
+            come = sizes.stdout + sizes.stderr >= min(watch.due, watch.kept_bytes)
+            if come or loop.time() > deadline:
+                return sizes
+            await watch.wait_counted(timeout=_POLL)
+            if watch.counts is not None:
+                return watch.counts
+            if watch.lost:
+                return None
 
     async def _sizes(self, place: Place) -> Counts:
         """So far, where something that the program left behind may still write."""

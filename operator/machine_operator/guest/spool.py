@@ -49,11 +49,13 @@ class Seen:
         place: where it is.
         ended: None: it runs; else without the counts.
         counts: None: something may still write.
+        due: bytes that the program wrote, to whatever files; 0 where that is not known.
     """
 
     place: Place
     ended: Ended | None = None
     counts: Counts | None = None
+    due: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +154,8 @@ def _parse(verb: str, rest: list[str]) -> Reply | None:
         case "started":
             return Reply(verb, rest[0], Seen(Place(rest[1])))
         case "ended":
-            ended = _ended(rest[2], rest[3], rest[4], "0", " ".join(rest[5:]))
-            return Reply(verb, rest[0], Seen(Place(rest[1]), ended))
+            ended = _ended(rest[2], rest[3], rest[4], "0", " ".join(rest[6:]))
+            return Reply(verb, rest[0], Seen(Place(rest[1]), ended, due=int(rest[5])))
         case "counted":
             return Reply(verb, rest[0], _counts(rest[1], rest[2]))
         case "state":

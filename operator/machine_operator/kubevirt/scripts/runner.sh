@@ -229,12 +229,12 @@ finish() {
     if [ -e "$entry" ] || [ -L "$entry" ]; then left=1 && break; fi
   done
   printf '%s\n' "$status $signal $left" >"$file.end"
-  say ended "$id" "$slot" "$status" "$signal" "$left" "$why"
+  # What the program has written, to whatever files; two lines are ours.
+  own=$((${#program} + 1 + ${#token} + 1 + ${#started} + 1)) due=0 silent=''
+  [ "$before" -lt 0 ] || due=$((written - before - own))
+  [ "$before" -lt 0 ] || [ "$due" -ne 0 ] || silent=1
+  say ended "$id" "$slot" "$status" "$signal" "$left" "$due" "$why"
   out=0 err=0
-  # Two lines are ours.
-  own=$((${#program} + 1 + ${#token} + 1 + ${#started} + 1))
-  silent=''
-  [ "$before" -lt 0 ] || [ $((written - before)) -ne "$own" ] || silent=1
   [ -z "$control" ] || printf '%s' "${silent:-0}${silent:-0}" >&5
   if [ -z "$silent" ] || [ -n "$readers" ] || ! glance out <&7 || ! glance err <&9; then
     trap '' URG
