@@ -102,14 +102,14 @@ def test_a_job_does_not_show_its_secrets() -> None:
         ("filled 7 9", "filled", "", Slots(7, 9)),
         ("started j t-1 99", "started", "j", Seen(Place("t-1"))),
         (
-            "ended j t-1 3 0 1 7 ",
+            "ended j t-1 3 0 1 ",
             "ended",
             "j",
-            Seen(Place("t-1"), Ended(3, None, None, artifacts=True), due=7),
+            Seen(Place("t-1"), Ended(3, None, None, artifacts=True)),
         ),
-        ("ended j t-1 137 9 0 0 ", "ended", "j", Seen(Place("t-1"), Ended(None, 9, None))),
+        ("ended j t-1 137 9 0 ", "ended", "j", Seen(Place("t-1"), Ended(None, 9, None))),
         (
-            "ended j t-1 127 0 0 0 a b: not found",
+            "ended j t-1 127 0 0 a b: not found",
             "ended",
             "j",
             Seen(Place("t-1"), Ended(None, None, "exec_init_rejected: a b: not found")),
@@ -123,13 +123,13 @@ def test_a_job_does_not_show_its_secrets() -> None:
         ("state j starting", "state", "j", Starting()),
         ("state j running t-1 10", "state", "j", Seen(Place("t-1", 10))),
         (
-            "state j ended t-1 10 0 0 0 5 6 1 ",
+            "state j ended t-1 10 0 0 0 5 6 1 9 ",
             "state",
             "j",
-            Seen(Place("t-1", 10), Ended(0, None, None, overdue=True), Counts(5, 6)),
+            Seen(Place("t-1", 10), Ended(0, None, None, overdue=True), Counts(5, 6), due=9),
         ),
         (
-            "state j ended t-1 10 143 15 0 - - 0 ",
+            "state j ended t-1 10 143 15 0 - - 0 0 ",
             "state",
             "j",
             Seen(Place("t-1", 10), Ended(None, 15, None)),
@@ -149,7 +149,7 @@ def test_output_is_bytes() -> None:
 
 
 def test_a_job_whose_keeper_is_gone_has_failed_for_no_reason_of_its_own() -> None:
-    reply = parse(b"tok state j ended t-1 10 - 0 0 - - 0 ", token="tok")
+    reply = parse(b"tok state j ended t-1 10 - 0 0 - - 0 0 ", token="tok")
     assert reply is not None
     assert isinstance(reply.body, Seen)
     assert reply.body.ended is not None

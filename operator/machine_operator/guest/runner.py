@@ -176,9 +176,16 @@ class Runner:
         if watch is not None and watch.ended is not None and watch.ended.failure is not None:
             return watch.ended  # it may have left no trace there
         seen = (await self._talk.ask(f"state {job_id}", ("state", job_id))).body
-        if isinstance(seen, Seen) and seen.ended is not None and seen.counts is None:
+        late_at = asyncio.get_running_loop().time() + _LATE_READERS
+        while isinstance(seen, Seen) and seen.ended is not None and seen.counts is None:
             await asyncio.sleep(_GRACE)
+            sizes = await self._sizes(seen.place)
+            come = sizes.stdout + sizes.stderr >= min(seen.due, seen.place.kept or 0)
             seen = (await self._talk.ask(f"state {job_id}", ("state", job_id))).body
+            # In a guest that is short of time the readers of its pipes come to that late. It may also have written to
+            # other files, so there is an end to waiting.
+            if come or asyncio.get_running_loop().time() > late_at:
+                break
         if isinstance(seen, Absent):
             return "absent"
         if not isinstance(seen, Seen):
@@ -289,8 +296,8 @@ class Runner:
             case "started", Seen(place):
                 watch.see(place, None)
                 asyncio.get_running_loop().call_later(_READ_AFTER, self._read, reply.key)
-            case "ended", Seen(place, ended, due=due):
-                watch.see(place, ended, due=due)
+            case "ended", Seen(place, ended):
+                watch.see(place, ended)
             case "refused", Gone(why):
                 watch.see(Place(""), Ended(None, None, why))
                 watch.count(Counts(0, 0))
@@ -331,27 +338,8 @@ class Runner:
             return None
         # What it left behind has its pipes: they are read from now on, so that it can go on writing.
         watch.channel.send_soon(f"watch {job_id}".encode())
-        sizes = await self._read_up(watch, watch.place)
-        return None if sizes is None else _with(watch.ended, sizes)
-
-    async def _read_up(self, watch: Watch, place: Place) -> Counts | None:
-        """What has come of its output, once that is all that it wrote itself; None: its channel has ended.
-
-        In a guest that is short of time the readers of its pipes come to that late. It may also have written to other
-        files, so there is an end to waiting.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _LATE_READERS
-        while True:
-            sizes = await self._sizes(place)
-            come = sizes.stdout + sizes.stderr >= min(watch.due, watch.kept_bytes)
-            if come or loop.time() > deadline:
-                return sizes
-            await watch.wait_counted(timeout=_POLL)
-            if watch.counts is not None:
-                return watch.counts
-            if watch.lost:
-                return None
+        state = await self.state(job_id)
+        return state if isinstance(state, Ended) else None
 
     async def _sizes(self, place: Place) -> Counts:
         """So far, where something that the program left behind may still write."""

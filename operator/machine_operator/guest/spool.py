@@ -154,8 +154,8 @@ def _parse(verb: str, rest: list[str]) -> Reply | None:
         case "started":
             return Reply(verb, rest[0], Seen(Place(rest[1])))
         case "ended":
-            ended = _ended(rest[2], rest[3], rest[4], "0", " ".join(rest[6:]))
-            return Reply(verb, rest[0], Seen(Place(rest[1]), ended, due=int(rest[5])))
+            ended = _ended(rest[2], rest[3], rest[4], "0", " ".join(rest[5:]))
+            return Reply(verb, rest[0], Seen(Place(rest[1]), ended))
         case "counted":
             return Reply(verb, rest[0], _counts(rest[1], rest[2]))
         case "state":
@@ -177,8 +177,8 @@ def _state(rest: list[str]) -> Seen | Absent | Starting:
         case _:
             pass
     place = Place(rest[1], int(rest[2]))
-    ended = _ended(rest[3], rest[4], rest[5], rest[8], " ".join(rest[9:]))
-    return Seen(place, ended, _counts(rest[6], rest[7]))
+    ended = _ended(rest[3], rest[4], rest[5], rest[8], " ".join(rest[10:]))
+    return Seen(place, ended, _counts(rest[6], rest[7]), due=int(rest[9]))
 
 
 def _ended(status: str, signal: str, left: str, late: str, why: str) -> Ended:

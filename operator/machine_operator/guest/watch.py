@@ -24,7 +24,6 @@ class Watch:
         started: what was answered to that.
         place: where it is, once that is known.
         ended: how it ended, without counts.
-        due: bytes that it wrote, its output and other files; 0 where that is not known.
         counts: what it wrote; after `ended` by a moment, or much later.
     """
 
@@ -34,7 +33,6 @@ class Watch:
         self.started: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.place: Place | None = None
         self.ended: Ended | None = None
-        self.due = 0
         self.counts: Counts | None = None
         self._said = {"stdout": b"", "stderr": b""}
         self._ended = asyncio.Event()
@@ -45,11 +43,11 @@ class Watch:
         """Nothing more will be heard of it here."""
         return self.channel is not None and self.channel.lost.is_set()
 
-    def see(self, place: Place, ended: Ended | None, *, due: int = 0) -> None:
+    def see(self, place: Place, ended: Ended | None) -> None:
         """It is there, or has ended."""
         self.place = replace(place, kept=self.kept_bytes)
         if ended is not None:
-            self.ended, self.due = ended, due
+            self.ended = ended
             self._ended.set()
 
     def hear(self, said: Said) -> None:

@@ -107,9 +107,9 @@ class OutputCopy:
         if offset >= upto:
             return
         rest = b""
-        pieces = runner.output(self.execution.id, stream, offset=offset, limit=upto - offset)
-        async with aclosing(pieces):
-            async for data in pieces:
+        coming = runner.output(self.execution.id, stream, offset=offset, limit=upto - offset)
+        async with aclosing(coming):
+            async for data in coming:
                 offset += len(data)
                 rest = self._take(stream, rest + data, final=whole and offset >= upto)
                 if self._held >= _HELD:

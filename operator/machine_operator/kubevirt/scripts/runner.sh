@@ -7,7 +7,8 @@
 #
 #   ID.claim       made once, so a job starts once: slot, keeper's pid and start time, when, timeout, bytes to keep
 #   SLOT.pid       pid of the program, which leads a process group of its own
-#   SLOT.end       how it ended: status, signal (0: none), whether there are artifacts; SLOT.no: why it did not start
+#   SLOT.end       how it ended: status, signal (0: none), whether there are artifacts, how many bytes it wrote to all
+#                  files; SLOT.no: why it did not start
 #   SLOT.out .err  the first bytes of its output, while it runs; SLOT.count: how many there were altogether
 #
 # Output goes through pipes: programs open /dev/stdout anew, which would truncate a file. To read a pipe takes a program,
@@ -228,12 +229,12 @@ finish() {
   for entry in "$place"/* "$place"/.[!.]*; do
     if [ -e "$entry" ] || [ -L "$entry" ]; then left=1 && break; fi
   done
-  printf '%s\n' "$status $signal $left" >"$file.end"
   # What the program has written, to whatever files; two lines are ours.
   own=$((${#program} + 1 + ${#token} + 1 + ${#started} + 1)) due=0 silent=''
   [ "$before" -lt 0 ] || due=$((written - before - own))
   [ "$before" -lt 0 ] || [ "$due" -ne 0 ] || silent=1
-  say ended "$id" "$slot" "$status" "$signal" "$left" "$due" "$why"
+  printf '%s\n' "$status $signal $left $due" >"$file.end"
+  say ended "$id" "$slot" "$status" "$signal" "$left" "$why"
   out=0 err=0
   [ -z "$control" ] || printf '%s' "${silent:-0}${silent:-0}" >&5
   if [ -z "$silent" ] || [ -n "$readers" ] || ! glance out <&7 || ! glance err <&9; then
@@ -353,12 +354,12 @@ state() {
     say state "$1" running "$slot" "$kept"
     return
   fi
-  status='' signal=0 left=0 out=- err=- why='' late=0
-  [ ! -s "$file.end" ] || read -r status signal left <"$file.end"
+  status='' signal=0 left=0 due=0 out=- err=- why='' late=0
+  [ ! -s "$file.end" ] || read -r status signal left due <"$file.end"
   [ ! -s "$file.count" ] || read -r out err <"$file.count"
   [ ! -s "$file.no" ] || IFS= read -r why <"$file.no"
   [ ! -e "$file.late" ] || late=1
-  say state "$1" ended "$slot" "$kept" "${status:--}" "$signal" "$left" "$out" "$err" "$late" "$why"
+  say state "$1" ended "$slot" "$kept" "${status:--}" "$signal" "$left" "$out" "$err" "$late" "$due" "$why"
 }
 
 # Have the pipes of a job read from now on.
